@@ -1,0 +1,1 @@
+"""The model factory of actiond: renders training video from motion capture, trains, quantizes and exports."""

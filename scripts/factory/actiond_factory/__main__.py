@@ -1,0 +1,39 @@
+"""`python -m actiond_factory COMMAND`: one module per command, imported only when it is asked for."""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "render": "render training clips from motion capture, animations and procedural motion",
+    "train": "train the RGB and the flow stream on rendered clips",
+    "export": "write trained weights as ONNX",
+    "quantize": "quantize the ONNX files to int8 (QDQ)",
+    "demo": "render the demo clip and its timeline",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Dispatch to `actiond_factory.<command>`: `add_arguments(parser)` then `main(args)`."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] not in COMMANDS:
+        parser = argparse.ArgumentParser(prog="actiond_factory", description=__doc__)
+        commands = parser.add_subparsers(dest="command", required=True)
+        for name, text in COMMANDS.items():
+            commands.add_parser(name, help=text)
+        parser.parse_args(argv)
+        return 2
+    name = argv[0]
+    module = importlib.import_module(f"actiond_factory.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"actiond_factory {name}",
+        description=COMMANDS[name],
+        epilog=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module.main(parser.parse_args(argv[1:])) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

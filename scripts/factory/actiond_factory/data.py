@@ -1,0 +1,279 @@
+"""Rendered shards as training batches: memory-mapped reading, balanced seeded draws, augmentation.
+
+A shard is a folder `shard_XXXXX` with N clips of T pictures of 64 x 64:
+  rgb.npy   u8 [N, T, 64, 64, 3]
+  flow.npy  i8 [N, T, 64, 64, 2]  dx, dy: value * 6 / 127 = pixels per 1/25 s, from picture t-1 to picture t
+  mask.npy  u8 [N, T/8, 8, 8]     coverage by people (255 = all) of picture 8 i + 4
+  label.npy i64 [N]
+  meta.jsonl                      one object a clip; `onset` and `end`: the pictures between which the action happens
+Shards appear by atomic rename while training runs; `Clips.rescan` takes them in.
+
+Every draw depends on (seed, step) only, so that a resumed run sees what an uninterrupted one would have seen.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .classes import INDEX
+
+SIZE = 64
+BOUND = 6.0
+"""Pixels of flow that map to 1.0; the paper's 20 at 224 pixels is 5.7 at 64."""
+FLOW_SCALE = 1.0 / 127.0
+NOTHING = INDEX["nothing"]
+
+
+@dataclass
+class Batch:
+    """What a step trains on; arrays end in channels, which is torch's channels_last_3d once permuted."""
+
+    x: np.ndarray
+    """f32 [B, T, 64, 64, C] in [-1, 1]"""
+    label: np.ndarray
+    """i64 [B]"""
+    flow: np.ndarray | None
+    """f32 [B, T/2, 8, 8, 2] in pixels: what the auxiliary head of the RGB stream regresses"""
+    mask: np.ndarray
+    """f32 [B, T/2, 8, 8] coverage by people, 0 to 1"""
+    moving: np.ndarray
+    """bool [B]: false where the picture was frozen, where neither flow nor mask can be asked for"""
+
+
+@dataclass
+class Clips:
+    """All clips below a folder, in the order of their shards."""
+
+    root: Path
+    shards: list[dict[str, np.ndarray]] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    where: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rescan(self) -> int:
+        """Takes new shards in; returns how many."""
+        new = [p for p in sorted(self.root.glob("shard_*")) if p.name not in self.seen and (p / "label.npy").exists()]
+        for path in new:
+            shard = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("rgb", "flow", "mask")}
+            labels = np.load(path / "label.npy")
+            frames = shard["rgb"].shape[1]
+            lines = (path / "meta.jsonl").read_text().splitlines()
+            if len(lines) != len(labels) or len(shard["rgb"]) != len(labels):
+                raise ValueError(f"{path}: {len(lines)} lines of meta for {len(labels)} labels")
+            spans = []
+            for line in lines:
+                meta = json.loads(line)
+                onset, end = meta.get("onset"), meta.get("end")
+                spans.append((0 if onset is None else onset, frames if end is None else end))
+            number = len(self.shards)
+            self.shards.append(shard)
+            self.seen.add(path.name)
+            where = np.stack([np.full(len(labels), number), np.arange(len(labels))], 1)
+            self.where = np.concatenate([self.where, where])
+            self.labels = np.concatenate([self.labels, labels.astype(np.int64)])
+            self.spans = np.concatenate([self.spans, np.array(spans, np.float32).reshape(-1, 2)])
+        return len(new)
+
+    def read(self, index: int, name: str, pictures: np.ndarray | slice) -> np.ndarray:
+        """Pictures of `rgb` or `flow`, or all of `mask`, of one clip."""
+        shard, row = self.where[index]
+        return self.shards[shard][name][row][pictures]
+
+    def frames(self, index: int) -> int:
+        """How many pictures a clip has."""
+        return self.shards[self.where[index, 0]]["rgb"].shape[1]
+
+
+@dataclass(frozen=True)
+class View:
+    """One presentation's choice of pictures, crop and mirror, the same for every stream."""
+
+    pictures: np.ndarray
+    """i64 [T]: picture numbers of the clip"""
+    rate: float
+    """pictures of the clip per picture shown"""
+    box: tuple[int, int, int, int]
+    """left, top, width, height in pixels"""
+    mirror: bool
+
+    def fit(self, maps: np.ndarray) -> np.ndarray:
+        """[T, 64, 64, C], cropped, scaled back to 64 x 64 and mirrored."""
+        left, top, width, height = self.box
+        if (width, height) != (SIZE, SIZE):
+            cut = maps[:, top : top + height, left : left + width]
+            maps = np.concatenate([enlarged(part) for part in np.split(cut, range(32, len(cut), 32))])
+        return maps[:, :, ::-1] if self.mirror else maps
+
+    def coarse(self, maps: np.ndarray) -> np.ndarray:
+        """f32 [T, 64, 64, C] as the means over an 8 x 8 grid of the view: [T, 8, 8, C]."""
+        left, top, width, height = self.box
+        frames, _, _, channels = maps.shape
+        rows = (cells(top, height) @ maps.reshape(frames, SIZE, SIZE * channels)).reshape(frames, 8, SIZE, channels)
+        means = (rows.swapaxes(2, 3) @ cells(left, width).T).swapaxes(2, 3)
+        return means[:, :, ::-1] if self.mirror else means
+
+    def rgb(self, clips: Clips, index: int) -> np.ndarray:
+        """u8 [T, 64, 64, 3]"""
+        return self.fit(clips.read(index, "rgb", self.pictures))
+
+    def flow(self, clips: Clips, index: int) -> np.ndarray:
+        """f32 [T, 64, 64, 2] in [-1, 1]"""
+        flow = self.fit(clips.read(index, "flow", self.pictures).astype(np.float32))
+        return np.clip(flow * self.flow_gain(), -1, 1)
+
+    def coarse_flow(self, clips: Clips, index: int) -> np.ndarray:
+        """f32 [T/2, 8, 8, 2] in pixels, of every other picture."""
+        flow = self.coarse(clips.read(index, "flow", self.pictures[::2]).astype(np.float32))
+        return flow * (self.flow_gain() * np.float32(BOUND))
+
+    def flow_gain(self) -> np.ndarray:
+        """What a stored dx and dy is multiplied by to be a share of the bound in this view."""
+        _, _, width, height = self.box
+        side = -1 if self.mirror else 1
+        return np.array([side * SIZE / width, SIZE / height], np.float32) * np.float32(self.rate * FLOW_SCALE)
+
+    def mask(self, clips: Clips, index: int) -> np.ndarray:
+        """f32 [T/2, 8, 8]"""
+        coarse = clips.read(index, "mask", slice(None))
+        nearest = np.clip(np.rint((self.pictures[::2] - 4) / 8).astype(int), 0, len(coarse) - 1)
+        full = coarse.repeat(8, 1).repeat(8, 2)[..., None].astype(np.float32)
+        return self.coarse(full)[nearest, :, :, 0] / 255
+
+
+def cells(start: int, length: int) -> np.ndarray:
+    """f32 [8, 64]: the weights that average `length` pixels from `start` into 8 cells of equal size."""
+    edges = start + np.arange(9) * length / 8
+    pixels = np.arange(SIZE)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.maximum(overlap, 0) * 8 / length).astype(np.float32)
+
+
+def enlarged(maps: np.ndarray) -> np.ndarray:
+    """[T, H, W, C] scaled to [T, 64, 64, C]. OpenCV does all pictures at once, as up to 128 channels."""
+    frames, height, width, channels = maps.shape
+    flat = np.ascontiguousarray(maps.transpose(1, 2, 0, 3)).reshape(height, width, frames * channels)
+    flat = cv2.resize(flat, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    return flat.reshape(SIZE, SIZE, frames, channels).transpose(2, 0, 1, 3)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How much the presentations vary. All chances are between 0 and 1."""
+
+    freeze: float = 0.13
+    """chance that a presentation is one still picture, labelled `nothing`: no render is ever as still as a real room"""
+    crop: float = 0.6
+    smallest: float = 0.8
+    """side of the smallest crop, of the whole picture's"""
+    tempo: float = 0.5
+    slowest: float = 0.75
+    fastest: float = 1.35
+    grey: float = 0.1
+    gain: float = 0.2
+    """spread of brightness and contrast"""
+
+    def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray) -> View:
+        """Chooses `frames` pictures of a clip of `length`, over which the action `span` is covered as far as can be."""
+        rate = 1.0
+        if rng.random() < self.tempo:
+            rate = float(np.exp(rng.uniform(np.log(self.slowest), np.log(self.fastest))))
+        rate = min(rate, (length - 1) / max(frames - 1, 1))
+        window = (frames - 1) * rate + 1
+        starts = np.arange(0, int(length - window) + 1)
+        onset, end = np.clip(span, 0, length)
+        covered = np.minimum(starts + window, end) - np.maximum(starts, onset)
+        wanted = 0.7 * min(window, end - onset)
+        good = starts[covered >= wanted]
+        start = rng.choice(good) if len(good) else starts[int(covered.argmax())]
+        pictures = np.minimum(np.floor(start + np.arange(frames) * rate + 1e-6).astype(np.int64), length - 1)
+        box = (0, 0, SIZE, SIZE)
+        if rng.random() < self.crop:
+            area = rng.uniform(self.smallest, 1.0)
+            aspect = rng.uniform(0.92, 1.08)
+            width = int(np.clip(round(SIZE * area * aspect), 32, SIZE))
+            height = int(np.clip(round(SIZE * area / aspect), 32, SIZE))
+            box = (int(rng.integers(0, SIZE - width + 1)), int(rng.integers(0, SIZE - height + 1)), width, height)
+        return View(pictures, rate, box, bool(rng.random() < 0.5))
+
+    def colour(self, rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
+        """u8 [T, 64, 64, 3] to f32 in [-1, 1] with one random gain and offset a channel for the whole clip."""
+        frames = len(rgb)
+        flat = np.ascontiguousarray(rgb).reshape(frames * SIZE, SIZE, 3)
+        if rng.random() < self.grey:
+            flat = cv2.cvtColor(cv2.cvtColor(flat, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        contrast = 1 + rng.uniform(-self.gain, self.gain)
+        gain = contrast * rng.uniform(0.94, 1.06, 3)
+        offset = rng.uniform(-self.gain, self.gain) * 0.75
+        table = np.arange(256)[:, None] * (gain * 2 / 255) + (offset - contrast)
+        table = np.clip(table, -1, 1).astype(np.float32)[:, None]
+        return cv2.LUT(flat, table).reshape(frames, SIZE, SIZE, 3)
+
+
+def frozen_rgb(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """One picture of `x` [T, 64, 64, 3] repeated, half of the time with a sensor's faint noise."""
+    x = np.repeat(x[rng.integers(len(x))][None], len(x), 0)
+    if rng.random() < 0.5:
+        x = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0.2, 2.0) * 2 / 255)
+    return x
+
+
+def frozen_flow(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """No flow [T, 64, 64, 2], half of the time with the faint smooth mistakes that an estimator makes on noise."""
+    flow = np.zeros(shape, np.float32)
+    if rng.random() < 0.5:
+        frames = shape[0]
+        coarse = rng.standard_normal((16, 16, frames * 2), np.float32) * np.float32(rng.uniform(0.01, 0.1) / BOUND)
+        smooth = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        flow = np.ascontiguousarray(smooth.reshape(SIZE, SIZE, frames, 2).transpose(2, 0, 1, 3))
+    return flow
+
+
+def training_batch(
+    clips: Clips, stream: str, seed: int, step: int, size: int, frames: int, augmentation: Augmentation
+) -> Batch:
+    """The batch of a step: classes drawn evenly (`nothing` twice as often), then clips, then views."""
+    rng = np.random.default_rng([seed, step])
+    present = np.unique(clips.labels)
+    weight = np.where(present == NOTHING, 2.0, 1.0)
+    by_class = {label: np.flatnonzero(clips.labels == label) for label in present}
+    xs, labels, flows, masks, moving = [], [], [], [], []
+    for label in rng.choice(present, size, p=weight / weight.sum()):
+        index = int(rng.choice(by_class[label]))
+        view = augmentation.view(rng, frames, clips.frames(index), clips.spans[index])
+        frozen = rng.random() < augmentation.freeze
+        labels.append(NOTHING if frozen else label)
+        moving.append(not frozen)
+        if stream == "rgb":
+            x = augmentation.colour(rng, view.rgb(clips, index))
+            xs.append(frozen_rgb(rng, x) if frozen else x)
+            flows.append(np.zeros((frames // 2, 8, 8, 2), np.float32) if frozen else view.coarse_flow(clips, index))
+        else:
+            shape = (frames, SIZE, SIZE, 2)
+            xs.append(frozen_flow(rng, shape) if frozen else view.flow(clips, index))
+        masks.append(view.mask(clips, index))
+    return Batch(
+        np.stack(xs).astype(np.float32, copy=False),
+        np.array(labels, np.int64),
+        np.stack(flows) if flows else None,
+        np.stack(masks).astype(np.float32, copy=False),
+        np.array(moving),
+    )
+
+
+def plain(clips: Clips, stream: str, index: int, frames: int) -> np.ndarray:
+    """The middle `frames` pictures of a clip as the daemon would show them: f32 [T, 64, 64, C] in [-1, 1]."""
+    start = (clips.frames(index) - frames) // 2
+    values = clips.read(index, stream, slice(start, start + frames)).astype(np.float32)
+    return values * np.float32(2 / 255) - 1 if stream == "rgb" else np.clip(values * np.float32(FLOW_SCALE), -1, 1)
+
+
+def held_out(clips: Clips, limit: int) -> np.ndarray:
+    """Indices of at most `limit` clips, spread evenly over all."""
+    return np.unique(np.linspace(0, len(clips) - 1, min(limit, len(clips))).astype(np.int64))

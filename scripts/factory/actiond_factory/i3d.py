@@ -1,0 +1,199 @@
+"""The compact two-stream I3D: Inflated Inception-V1 with a width multiplier, as a torch module.
+
+The graph is DeepMind's `i3d.py` (Carreira & Zisserman, CVPR 2017) unit for unit: the same names, TensorFlow's SAME
+padding, batch norm with epsilon 1e-3 and no gamma, and the head that averages over 2 x h x w before the logits.
+At `width=1.0` and 224 pixels it is I3D itself; at `width=0.25` and 64 pixels it is small enough for two CPU cores.
+
+Shapes are [batch, channels, time, height, width]. Time shrinks by 8, height and width by 32.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-3
+CHANNELS = {"rgb": 3, "flow": 2}
+
+# Mixed units: channels of Branch_0 (1x1), Branch_1 (1x1 then 3x3), Branch_2 (1x1 then 3x3), Branch_3 (pool then 1x1).
+MIXED = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+# What stands before each block of mixed units: name, kernel and stride (time, height, width).
+POOLS = {
+    "MaxPool3d_2a_3x3": ((1, 3, 3), (1, 2, 2)),
+    "MaxPool3d_3a_3x3": ((1, 3, 3), (1, 2, 2)),
+    "MaxPool3d_4a_3x3": ((3, 3, 3), (2, 2, 2)),
+    "MaxPool3d_5a_2x2": ((2, 2, 2), (2, 2, 2)),
+}
+AUXILIARY_AT = "Mixed_3c"
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, as a multiple of 4 (vector lanes), at least 4; unchanged at `width=1`."""
+    return channels if width == 1.0 else max(4, round(channels * width / 4) * 4)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding of one axis: (front, back), with the odd one at the back."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def max_pool_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
+    """Max pooling with SAME padding by minus infinity.
+
+    torch pads alike on both sides only; where SAME pads just the back, `ceil_mode` cuts the last window off at the
+    border, which is the same thing.
+    """
+    pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+    if any(front not in (back, back - 1) for front, back in pads):
+        raise ValueError(f"cannot pad {tuple(x.shape)} for a {kernel} pool")
+    return F.max_pool3d(x, kernel, stride, padding=[front for front, _ in pads], ceil_mode=True)
+
+
+class Unit(nn.Module):
+    """Convolution without bias, batch norm without gamma, ReLU: `Unit3D` of the original."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, bias=False)
+        self.norm = nn.BatchNorm3d(outputs, eps=EPSILON)
+        # No gamma: the next convolution scales anyway. It stays one, and is not a parameter.
+        self.norm.weight.requires_grad_(False)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.conv.kernel_size[0]
+        pads = [same_padding(n, kernel, self.stride) for n in x.shape[2:]]
+        if all(front == back for front, back in pads):
+            x = F.conv3d(x, self.conv.weight, None, self.stride, [front for front, _ in pads])
+        else:
+            x = F.conv3d(F.pad(x, [p for pair in reversed(pads) for p in pair]), self.conv.weight, None, self.stride)
+        return F.relu(self.norm(x), inplace=True)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weights [out, in, t, h, w] and bias [out] of the one convolution that this unit is at inference."""
+        scale = self.norm.weight / torch.sqrt(self.norm.running_var + EPSILON)
+        return (
+            self.conv.weight * scale[:, None, None, None, None],
+            self.norm.bias - self.norm.running_mean * scale,
+        )
+
+
+class Mixed(nn.Module):
+    """An inflated inception module: four branches, concatenated in order."""
+
+    def __init__(self, name: str, inputs: int, width: float) -> None:
+        super().__init__()
+        b0, b1a, b1b, b2a, b2b, b3 = (scaled(c, width) for c in MIXED[name])
+        self.Branch_0 = nn.ModuleDict({"Conv3d_0a_1x1": Unit(inputs, b0)})
+        self.Branch_1 = nn.ModuleDict({"Conv3d_0a_1x1": Unit(inputs, b1a), "Conv3d_0b_3x3": Unit(b1a, b1b, 3)})
+        # The original calls this one `0a` in Mixed_5b only; imported checkpoints rely on it.
+        last = "Conv3d_0a_3x3" if name == "Mixed_5b" else "Conv3d_0b_3x3"
+        self.Branch_2 = nn.ModuleDict({"Conv3d_0a_1x1": Unit(inputs, b2a), last: Unit(b2a, b2b, 3)})
+        self.Branch_3 = nn.ModuleDict({"Conv3d_0b_1x1": Unit(inputs, b3)})
+        self.outputs = b0 + b1b + b2b + b3
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = []
+        for branch in (self.Branch_0, self.Branch_1, self.Branch_2):
+            y = x
+            for unit in branch.values():
+                y = unit(y)
+            outputs.append(y)
+        pooled = F.max_pool3d(x, 3, 1, padding=1)
+        outputs.append(self.Branch_3["Conv3d_0b_1x1"](pooled))
+        return torch.cat(outputs, 1)
+
+
+class I3D(nn.Module):
+    """One stream. `forward` gives raw logits [batch, classes]; `forward_training` the auxiliary map besides."""
+
+    def __init__(self, stream: str, classes: int, width: float = 0.25, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.stream = stream
+        self.width = width
+        self.dropout = dropout
+        stem, second = scaled(64, width), scaled(192, width)
+        self.Conv3d_1a_7x7 = Unit(CHANNELS[stream], stem, 7, 2)
+        self.Conv3d_2b_1x1 = Unit(stem, stem)
+        self.Conv3d_2c_3x3 = Unit(stem, second, 3)
+        channels = second
+        self.mixed = nn.ModuleDict()
+        for name in MIXED:
+            self.mixed[name] = Mixed(name, channels, width)
+            channels = self.mixed[name].outputs
+        self.logits = nn.Conv3d(channels, classes, 1)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.zeros_(self.logits.bias)
+
+    @property
+    def features(self) -> int:
+        """Channels of the last map."""
+        return self.logits.in_channels
+
+    def trunk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Every unit's name and output, in order; the last is the map that the head averages."""
+        x = self.Conv3d_1a_7x7(x)
+        yield "Conv3d_1a_7x7", x
+        x = max_pool_same(x, *POOLS["MaxPool3d_2a_3x3"])
+        x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x))
+        yield "Conv3d_2c_3x3", x
+        for name, mixed in self.mixed.items():
+            for pool, first in (("3a_3x3", "Mixed_3b"), ("4a_3x3", "Mixed_4b"), ("5a_2x2", "Mixed_5b")):
+                if name == first:
+                    x = max_pool_same(x, *POOLS[f"MaxPool3d_{pool}"])
+            x = mixed(x)
+            yield name, x
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits [batch, classes] of the last map: average pool 2 x h x w, dropout, 1x1x1 convolution, mean over time."""
+        x = F.avg_pool3d(x, (2, *x.shape[3:]), stride=1)
+        x = F.dropout(x, self.dropout, self.training)
+        return self.logits(x).mean((2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _, y in self.trunk(x):
+            last = y
+        return self.head(last)
+
+    def forward_training(self, x: Tensor, auxiliary: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits, and `auxiliary` applied to Mixed_3c [batch, outputs, time / 2, height / 8, width / 8]."""
+        for name, y in self.trunk(x):
+            if name == AUXILIARY_AT:
+                side = auxiliary(y)
+            last = y
+        return self.head(last), side
+
+    @torch.no_grad()
+    def project_stem(self) -> None:
+        """Takes each conv1 kernel's mean over time away, which leaves it blind to anything that stands still.
+
+        Without this an RGB stream trained from scratch on rendered video stays at chance: the still picture explains
+        the loss's first drop, and the network never leaves it. Called after every optimizer step. The exported
+        convolution is an ordinary one.
+        """
+        weight = self.Conv3d_1a_7x7.conv.weight
+        weight -= weight.mean(2, keepdim=True)
+
+    def units(self) -> Iterator[tuple[str, Unit]]:
+        """(readable name, unit) of every convolution with batch norm, in order."""
+        for name, module in self.named_modules():
+            if isinstance(module, Unit):
+                yield name.removeprefix("mixed.").replace(".", "/"), module
+
+    def parameter_count(self) -> int:
+        """Numbers in a checkpoint of the original: weights, logits, and batch norm's beta, mean and variance."""
+        count = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return count + sum(2 * unit.norm.num_features for _, unit in self.units())

@@ -1,0 +1,212 @@
+"""The trainer, the exporter and their agreement, on made-up shards; needs no render and less than a minute."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: only the commands that train need it")
+
+from actiond_factory import export, train
+from actiond_factory.data import Augmentation, Clips, cells, training_batch
+from actiond_factory.i3d import EPSILON, I3D, max_pool_same, same_padding
+
+LABELS = len(export.LABELS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The machine is shared, and sums come out alike."""
+    torch.set_num_threads(1)
+
+
+def make_shard(path: Path, clips: int, seed: int, labels: int = LABELS) -> None:
+    """Clips of a square that moves on noise, in a direction that the label says."""
+    rng = np.random.default_rng(seed)
+    path.mkdir(parents=True)
+    label = np.arange(clips) % labels
+    rgb = np.repeat(rng.integers(60, 190, (clips, 1, 64, 64, 3), dtype=np.uint8), 72, 1)
+    flow = np.zeros((clips, 72, 64, 64, 2), np.int8)
+    mask = np.zeros((clips, 9, 8, 8), np.uint8)
+    for clip in range(clips):
+        angle = 2 * np.pi * label[clip] / labels
+        for t in range(72):
+            swing = 14 * np.sin(t * 0.35)
+            x, y = int(32 + swing * np.cos(angle)), int(32 + swing * np.sin(angle))
+            speed = 4.9 * np.cos(t * 0.35) * np.array([np.cos(angle), np.sin(angle)])
+            rgb[clip, t, y - 6 : y + 6, x - 6 : x + 6] = 255
+            flow[clip, t, y - 6 : y + 6, x - 6 : x + 6] = np.round(speed * 127 / 6)
+        mask[clip, :, 3:5, 3:5] = 255
+    for name, value in {"rgb": rgb, "flow": flow, "mask": mask, "label": label.astype(np.int64)}.items():
+        np.save(path / f"{name}.npy", value)
+    (path / "meta.jsonl").write_text("".join(json.dumps({"onset": 10, "end": 60}) + "\n" for _ in range(clips)))
+
+
+@pytest.fixture(scope="module")
+def renders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ and held/."""
+    root = tmp_path_factory.mktemp("renders")
+    make_shard(root / "train" / "shard_00000", 13, 1)
+    make_shard(root / "held" / "shard_00000", 13, 2)
+    return root
+
+
+def test_full_width_has_exactly_the_original_s_numbers() -> None:
+    # The sizes of rgb_imagenet and flow_imagenet's .data files, in floats.
+    assert I3D("rgb", 400, 1.0).parameter_count() == 50_818_176 // 4
+    assert I3D("flow", 400, 1.0).parameter_count() == 50_730_368 // 4
+
+
+def test_both_streams_in_int8_stay_under_6_mb() -> None:
+    assert I3D("rgb", LABELS).parameter_count() + I3D("flow", LABELS).parameter_count() < 6e6 / 2
+
+
+def test_padding_is_tensorflow_s() -> None:
+    assert same_padding(64, 7, 2) == (2, 3)
+    assert same_padding(79, 7, 2) == (3, 3)
+    assert same_padding(32, 3, 2) == (0, 1)
+    assert same_padding(5, 2, 2) == (0, 1)
+    negative = torch.full((1, 1, 5, 8, 9), -1.0)
+    pooled = max_pool_same(negative, (3, 3, 3), (2, 2, 2))
+    assert pooled.shape == (1, 1, 3, 4, 5)
+    assert (pooled == -1).all()
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_onnx_agrees_with_torch_at_even_and_odd_lengths(stream: str) -> None:
+    torch.manual_seed(3)
+    net = I3D(stream, LABELS)
+    with torch.no_grad():
+        net.logits.weight.normal_(std=0.3)
+        for _, unit in net.units():
+            unit.norm.running_mean.normal_(std=0.3)
+            unit.norm.running_var.uniform_(0.3, 2)
+            unit.norm.bias.normal_(std=0.3)
+    model = export.build(net)
+    for frames in (64, 79):
+        assert export.difference(net, model, frames) < export.TOLERANCE
+    names = {node.name for node in model.graph.node}
+    assert {"Conv3d_1a_7x7", "Mixed_3b/Branch_1/Conv3d_0b_3x3", "Mixed_5b/Branch_2/Conv3d_0a_3x3"} <= names
+
+
+def test_temperature_divides_the_logits() -> None:
+    torch.manual_seed(3)
+    net = I3D("flow", LABELS).eval()
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 2, 64, 64, 64)).astype(np.float32)
+    plain, cool = (export.session(export.build(net, t)).run(None, {"input": x})[0] for t in (1.0, 2.0))
+    np.testing.assert_allclose(plain / 2, cool, atol=1e-5)
+
+
+def test_folding_undoes_batch_norm() -> None:
+    torch.manual_seed(4)
+    unit = I3D("rgb", LABELS).Conv3d_2b_1x1.eval()
+    unit.norm.running_var.uniform_(0.5, 2)
+    weight, bias = unit.folded()
+    x = torch.randn(1, 16, 2, 4, 4)
+    torch.testing.assert_close(torch.relu(torch.nn.functional.conv3d(x, weight, bias)), unit(x), atol=1e-5, rtol=1e-4)
+    assert EPSILON == 1e-3
+
+
+def test_the_projection_keeps_the_stem_blind_to_what_stands_still(renders: Path, tmp_path: Path) -> None:
+    config = train.Config("rgb", str(renders), steps=3, batch=2, short_frames=16, switch=1.0)
+    trainer = train.start(config, tmp_path / "run")
+    trainer.run()
+    weight = trainer.net.Conv3d_1a_7x7.conv.weight
+    assert weight.mean(2).abs().max() < 1e-7
+    assert weight.abs().max() > 1e-3
+    assert trainer.average.Conv3d_1a_7x7.conv.weight.mean(2).abs().max() < 1e-7
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(renders: Path, tmp_path: Path) -> None:
+    config = train.Config("flow", str(renders), steps=6, batch=2, short_frames=16, long_frames=16)
+    whole = train.start(config, tmp_path / "whole")
+    whole.run()
+    train.start(config, tmp_path / "parts").run(stop_after=3)
+    second = train.start(config, tmp_path / "parts")
+    assert second.step == 3
+    second.run()
+    assert second.step == whole.step == 6
+    for (name, one), other in zip(whole.net.state_dict().items(), second.net.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0, msg=name)
+    _, _, progress = train.load_run(tmp_path / "parts")
+    assert progress["presentations"] == 12
+
+
+def test_the_trainer_overfits_eight_clips(tmp_path: Path) -> None:
+    make_shard(tmp_path / "train" / "shard_00000", 8, 5, labels=8)
+    config = train.Config(
+        "flow", str(tmp_path), steps=70, batch=8, short_frames=16, switch=1.0, smoothing=0.0, averaging=0.5, dropout=0.0
+    )
+    trainer = train.start(config, tmp_path / "run")
+    # Directions are the labels here: no mirror images, no still pictures.
+    trainer.augmentation = Unaltered()
+    trainer.run()
+    logits = train.predict(trainer.average, trainer.train_clips, np.arange(8), 64)
+    assert (logits.argmax(1) == np.arange(8)).mean() >= 0.75
+
+
+class Unaltered(Augmentation):
+    """Views without a mirror, a crop or another tempo."""
+
+    def __init__(self) -> None:
+        super().__init__(freeze=0.0, crop=0.0, tempo=0.0)
+
+    def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray):
+        """The view, unmirrored."""
+        view = super().view(rng, frames, length, span)
+        return type(view)(view.pictures, view.rate, view.box, mirror=False)
+
+
+def test_views_cover_the_action_and_stay_in_the_clip() -> None:
+    augmentation = Augmentation()
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        view = augmentation.view(rng, 32, 72, np.array([50, 66]))
+        assert len(view.pictures) == 32
+        assert view.pictures[0] >= 0
+        assert view.pictures[-1] <= 71
+        assert view.pictures[0] <= 56
+        assert view.pictures[-1] >= 58
+        left, top, width, height = view.box
+        assert left + width <= 64
+        assert top + height <= 64
+
+
+def test_flow_turns_with_the_mirror_and_grows_with_the_crop(renders: Path) -> None:
+    clips = Clips(renders / "train")
+    clips.rescan()
+    pictures = np.arange(4)
+    view = {
+        name: type(Augmentation().view(np.random.default_rng(0), 4, 72, np.array([0, 72])))(pictures, 1.0, box, mirror)
+        for name, box, mirror in (
+            ("plain", (0, 0, 64, 64), False),
+            ("mirrored", (0, 0, 64, 64), True),
+            ("half", (16, 16, 32, 32), False),
+        )
+    }
+    flow = {name: v.flow(clips, 0) for name, v in view.items()}
+    np.testing.assert_allclose(flow["mirrored"][:, :, ::-1] * [-1, 1], flow["plain"], atol=1e-6)
+    assert flow["half"][2, 32, 32, 0] == pytest.approx(min(2 * flow["plain"][2, 32, 32, 0], 1), abs=0.02)
+    np.testing.assert_allclose(cells(16, 32).sum(1), 1, atol=1e-6)
+
+
+def test_frozen_presentations_are_nothing(renders: Path) -> None:
+    clips = Clips(renders / "train")
+    clips.rescan()
+    still = Augmentation(freeze=1.0)
+    for stream in ("rgb", "flow"):
+        batch = training_batch(clips, stream, 1, 0, 6, 16, still)
+        assert (batch.label == 0).all()
+        assert not batch.moving.any()
+        assert np.abs(np.diff(batch.x, axis=1)).mean() < 0.03
+
+
+def test_new_shards_are_taken_in_while_training(renders: Path, tmp_path: Path) -> None:
+    make_shard(tmp_path / "shard_00000", 3, 1)
+    clips = Clips(tmp_path)
+    assert clips.rescan() == 1
+    make_shard(tmp_path / "shard_00001", 2, 2)
+    assert clips.rescan() == 1
+    assert clips.rescan() == 0
+    assert len(clips) == 5

@@ -1,0 +1,310 @@
+//! `actiond eval`: accuracy on a folder of labelled clips. Every accuracy figure of this project comes from here.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::{
+    clip::{Clip, clip_scores, fused, ranked},
+    config::DEFAULT_HOP,
+    decide,
+    error::{Error, Result},
+    inference::{self, LoadOptions},
+    model::{By, Model, Precision},
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+DIR holds one folder a label, named as the model's labels are (case, `_` and `-` do not matter), with clips in it.
+A clip's score for a label is that of the whole video; for labels that the manifest decides by their peak it is the
+highest of any window, since averaged over a long clip a short action drowns.
+
+Example: actiond eval models/default clips/ --json --png confusion.png")]
+pub struct Args {
+    /// The model's folder.
+    model: PathBuf,
+    /// The folder of labelled clips.
+    dir: PathBuf,
+    /// Backend to use; may be given several times, tried in order.
+    #[arg(long)]
+    backend: Vec<String>,
+    /// Precision of the model's files to use instead of the one that the backend is best at.
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Frames from one window to the next.
+    #[arg(long, default_value_t = DEFAULT_HOP as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hop: u16,
+    /// Where to draw the confusion matrix.
+    #[arg(long, value_name = "FILE")]
+    png: Option<PathBuf>,
+    /// Print one JSON document and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    backend: &'static str,
+    clips: usize,
+    /// Fractions of the clips, by stream and `fused`.
+    top1: BTreeMap<String, f64>,
+    top5: BTreeMap<String, f64>,
+    labels: Vec<String>,
+    /// `confusion[true][answered]`, fused.
+    confusion: Vec<Vec<u32>>,
+    /// Each clip with its true label and what was answered, best first.
+    answers: Vec<Answer>,
+    /// Files that could not be read, and why.
+    unread: Vec<Unread>,
+    /// Folders that are no label of the model.
+    unknown: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    clip: PathBuf,
+    label: String,
+    top: Vec<(String, f32)>,
+}
+
+#[derive(Serialize)]
+struct Unread {
+    clip: PathBuf,
+    why: String,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let model = Model::load(&args.model)?;
+    let (clips, unknown) = collect(&args.dir, &model)?;
+    for folder in &unknown {
+        log::warn!("{}: `{folder}` is not a label of {}; its clips are left out", args.dir.display(), model.manifest.name);
+    }
+    if clips.is_empty() {
+        return Err(Error::config(format!(
+            "{}: no folder in it is named as one of the model's labels ({})",
+            args.dir.display(),
+            model.labels.join(", ")
+        )));
+    }
+    let options = LoadOptions { precision: args.precision, ..LoadOptions::default() };
+    let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
+    let by = decide::by_label(&model, &Default::default())?;
+    let names: Vec<String> = model.stream_names().iter().map(|n| n.to_string()).chain(["fused".into()]).collect();
+    let mut right = vec![[0u32; 2]; names.len()];
+    let mut report = Report {
+        model: model.manifest.name.clone(),
+        backend,
+        clips: 0,
+        top1: BTreeMap::new(),
+        top5: BTreeMap::new(),
+        labels: model.labels.clone(),
+        confusion: vec![vec![0; model.labels.len()]; model.labels.len()],
+        answers: Vec::new(),
+        unread: Vec::new(),
+        unknown,
+    };
+    let bar = ProgressBar::new(clips.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} clips, {eta} to go  {msg}") {
+        bar.set_style(style);
+    }
+    for (path, label) in clips {
+        bar.set_message(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        let scored = score(&path, &model, network.as_mut(), &by, usize::from(args.hop));
+        bar.inc(1);
+        let scored = match scored {
+            Ok(scored) => scored,
+            Err(e) => {
+                bar.suspend(|| log::warn!("{e}"));
+                report.unread.push(Unread { clip: path, why: e.to_string() });
+                continue;
+            }
+        };
+        report.clips += 1;
+        for (scores, right) in scored.iter().zip(&mut right) {
+            let order = ranked(scores);
+            right[0] += u32::from(order[0] == label);
+            right[1] += u32::from(order.iter().take(5).any(|&l| l == label));
+        }
+        let scores = &scored[scored.len() - 1];
+        let order = ranked(scores);
+        report.confusion[label][order[0]] += 1;
+        let top = order.iter().take(5).map(|&l| (model.labels[l].clone(), scores[l])).collect();
+        report.answers.push(Answer { clip: path, label: model.labels[label].clone(), top });
+    }
+    bar.finish_and_clear();
+    if report.clips == 0 {
+        return Err(Error::config(format!("{}: none of the {} clips could be read", args.dir.display(), report.unread.len())));
+    }
+    for (name, [one, five]) in names.iter().zip(&right) {
+        report.top1.insert(name.clone(), f64::from(*one) / report.clips as f64);
+        report.top5.insert(name.clone(), f64::from(*five) / report.clips as f64);
+    }
+    if let Some(png) = &args.png {
+        confusion_png(&report, png)?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&report).map_err(|e| Error::internal("JSON").caused_by(e))?);
+    } else {
+        print(&report, &names);
+    }
+    Ok(())
+}
+
+/// Scores of one clip for each stream, then fused.
+fn score(path: &Path, model: &Model, network: &mut dyn inference::Network, by: &[By], hop: usize) -> Result<Vec<Vec<f32>>> {
+    let clip = Clip::read(path, model)?;
+    let video = fused(model, &clip.whole_video(model, network, hop)?)?;
+    if !by.contains(&By::Peak) {
+        return Ok(video.streams.into_iter().chain([video.fused]).collect());
+    }
+    let mut windows: Vec<Vec<Vec<f32>>> = vec![Vec::new(); video.streams.len() + 1];
+    for logits in clip.windows(model, network, hop)? {
+        let scores = fused(model, &logits)?;
+        for (all, one) in windows.iter_mut().zip(scores.streams.into_iter().chain([scores.fused])) {
+            all.push(one);
+        }
+    }
+    Ok(windows.iter().map(|w| clip_scores(w, by)).collect())
+}
+
+/// The clips with their labels' numbers, and the folders that are no label.
+fn collect(dir: &Path, model: &Model) -> Result<(Vec<(PathBuf, usize)>, Vec<String>)> {
+    let listed = |path: &Path| -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(path).map_err(|e| Error::config(format!("cannot read {}", path.display())).caused_by(e))?;
+        let mut paths: Vec<PathBuf> = entries.filter_map(|e| e.ok()).map(|e| e.path()).collect();
+        paths.retain(|p| !p.file_name().unwrap_or_default().to_string_lossy().starts_with('.'));
+        paths.sort();
+        Ok(paths)
+    };
+    let plain = |name: &str| name.to_lowercase().replace(['_', '-'], " ");
+    let (mut clips, mut unknown) = (Vec::new(), Vec::new());
+    for folder in listed(dir)?.into_iter().filter(|p| p.is_dir()) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match model.labels.iter().position(|l| plain(l) == plain(&name)) {
+            Some(label) => clips.extend(listed(&folder)?.into_iter().map(|path| (path, label))),
+            None => unknown.push(name),
+        }
+    }
+    Ok((clips, unknown))
+}
+
+fn print(report: &Report, names: &[String]) {
+    println!("{} clips, {} on {}\n", report.clips, report.model, report.backend);
+    println!("  {:<8} {:>7} {:>7}", "", "top-1", "top-5");
+    for name in names {
+        println!("  {name:<8} {:>5.1} % {:>5.1} %", report.top1[name] * 100.0, report.top5[name] * 100.0);
+    }
+    println!("\n  fused, by label");
+    for (label, row) in report.labels.iter().zip(&report.confusion) {
+        let total: u32 = row.iter().sum();
+        if total == 0 {
+            continue;
+        }
+        let own = report.labels.iter().position(|l| l == label).map_or(0, |i| row[i]);
+        let mut others: Vec<(u32, &String)> = row.iter().copied().zip(&report.labels).filter(|(n, l)| *n > 0 && *l != label).collect();
+        others.sort_by(|a, b| b.cmp(a));
+        let others: Vec<String> = others.iter().map(|(n, l)| format!("{l} {n}")).collect();
+        println!("  {label:<16} {own:>4} of {total:<4} {}", others.join(", "));
+    }
+    for u in &report.unread {
+        println!("\n  not read: {}: {}", u.clip.display(), u.why);
+    }
+}
+
+/// A cell in pixels, and the room for the labels beside and above.
+const CELL: usize = 40;
+
+/// Draws the confusion matrix: a row a true label, a column an answer, darker where more of the row's clips went.
+fn confusion_png(report: &Report, path: &Path) -> Result<()> {
+    let n = report.labels.len();
+    let margin = report.labels.iter().map(|l| l.chars().count()).max().unwrap_or(0) * 8 + 12;
+    let size = (margin + n * CELL + 8) as u32;
+    let mut picture = image::RgbImage::from_pixel(size, size, image::Rgb([255; 3]));
+    for (t, row) in report.confusion.iter().enumerate() {
+        let total: u32 = row.iter().sum();
+        for (a, &count) in row.iter().enumerate() {
+            let share = if total == 0 { 0.0 } else { count as f32 / total as f32 };
+            let shade = |full: f32| (245.0 + (full - 245.0) * share) as u8;
+            let colour = image::Rgb([shade(8.0), shade(48.0), shade(107.0)]);
+            for y in 1..CELL {
+                for x in 1..CELL {
+                    picture.put_pixel((margin + a * CELL + x) as u32, (margin + t * CELL + y) as u32, colour);
+                }
+            }
+            if count > 0 {
+                let text = count.to_string();
+                let ink = if share > 0.5 { image::Rgb([255; 3]) } else { image::Rgb([0; 3]) };
+                let x = margin + a * CELL + (CELL - text.len() * 8) / 2;
+                write(&mut picture, &text, x, margin + t * CELL + CELL / 2 - 4, false, ink);
+            }
+        }
+    }
+    let black = image::Rgb([0; 3]);
+    for (i, label) in report.labels.iter().enumerate() {
+        write(&mut picture, label, 6, margin + i * CELL + CELL / 2 - 4, false, black);
+        write(&mut picture, label, margin + i * CELL + CELL / 2 - 4, margin - 6, true, black);
+    }
+    picture.save(path).map_err(|e| Error::unavailable(format!("cannot write {}", path.display())).caused_by(e))
+}
+
+/// Writes text in an 8x8 font, to the right from (x, y), or upwards.
+fn write(picture: &mut image::RgbImage, text: &str, x: usize, y: usize, upwards: bool, ink: image::Rgb<u8>) {
+    use font8x8::UnicodeFonts;
+    for (i, glyph) in text.chars().map(|c| font8x8::BASIC_FONTS.get(c).unwrap_or([0; 8])).enumerate() {
+        for (row, bits) in glyph.iter().enumerate() {
+            for column in (0..8).filter(|c| bits >> c & 1 == 1) {
+                let (px, py) = match upwards {
+                    false => (x + i * 8 + column, y + row),
+                    true => (x + row, y.saturating_sub(i * 8 + column)),
+                };
+                if px < picture.width() as usize && py < picture.height() as usize {
+                    picture.put_pixel(px as u32, py as u32, ink);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_label_is_scored_by_its_best_window_and_others_by_their_mean() {
+        let windows = [vec![0.1, 0.9], vec![0.9, 0.1], vec![0.2, 0.8]];
+        let scores = clip_scores(&windows, &[By::Peak, By::Mean]);
+        assert!((scores[0] - 0.9).abs() < 1e-6 && (scores[1] - 0.6).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_confusion_matrix_is_drawn() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.png");
+        let report = Report {
+            model: "m".into(),
+            backend: "tract",
+            clips: 3,
+            top1: BTreeMap::new(),
+            top5: BTreeMap::new(),
+            labels: vec!["walking".into(), "falling".into()],
+            confusion: vec![vec![2, 0], vec![1, 0]],
+            answers: Vec::new(),
+            unread: Vec::new(),
+            unknown: Vec::new(),
+        };
+        confusion_png(&report, &path).unwrap();
+        let picture = image::open(&path).unwrap().to_rgb8();
+        let margin = 7 * 8 + 12;
+        let corner = |t: usize, a: usize| picture.get_pixel((margin + a * CELL + 2) as u32, (margin + t * CELL + 2) as u32).0;
+        assert_eq!(corner(0, 0), [8, 48, 107]);
+        assert_eq!(corner(0, 1), [245, 245, 245]);
+        assert_eq!(ranked(&[0.1, 0.7, 0.2]), [1, 2, 0]);
+    }
+}

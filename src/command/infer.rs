@@ -1,0 +1,93 @@
+//! `actiond infer`: one clip, its logits and best labels.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::Serialize;
+
+use crate::{
+    clip::{Clip, fused, ranked},
+    config::{DEFAULT_HOP, Mode},
+    error::Result,
+    inference::{self, LoadOptions},
+    model::{Model, Precision, Rule},
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: actiond infer models/default clip.mp4 --backend tract --json")]
+pub struct Args {
+    /// The model's folder.
+    model: PathBuf,
+    /// The clip: any file that GStreamer decodes, a .y4m, or a folder of images.
+    clip: PathBuf,
+    /// Backend to use; may be given several times, tried in order.
+    #[arg(long)]
+    backend: Vec<String>,
+    /// Precision of the model's files to use instead of the one that the backend is best at.
+    #[arg(long)]
+    precision: Option<Precision>,
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+    /// Print one JSON document and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    backend: &'static str,
+    mode: &'static str,
+    frames: usize,
+    streams: BTreeMap<String, Scored>,
+    fused: Scored,
+}
+
+#[derive(Serialize)]
+struct Scored {
+    logits: Vec<f32>,
+    top: Vec<Top>,
+}
+
+#[derive(Serialize)]
+struct Top {
+    label: String,
+    score: f32,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let model = Model::load(&args.model)?;
+    let clip = Clip::read(&args.clip, &model)?;
+    let options = LoadOptions { precision: args.precision, ..LoadOptions::default() };
+    let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
+    let logits = clip.whole_video(&model, network.as_mut(), DEFAULT_HOP)?;
+    let scores = fused(&model, &logits)?;
+    let top = |probabilities: &[f32]| {
+        let best = ranked(probabilities).into_iter().take(5);
+        best.map(|l| Top { label: model.labels[l].clone(), score: probabilities[l] }).collect()
+    };
+    let fused_logits = match model.manifest.fusion.rule {
+        Rule::Logits => crate::decide::fused_logits(&model.manifest.fusion, &model.stream_names(), &logits),
+        // Averaged probabilities have no logits of their own: their logarithm has the same softmax.
+        Rule::Probabilities => scores.fused.iter().map(|p| p.max(f32::MIN_POSITIVE).ln()).collect(),
+    };
+    let streams = model.manifest.streams.iter().zip(&logits).zip(&scores.streams);
+    let report = Report {
+        model: model.manifest.name.clone(),
+        backend,
+        mode: args.mode.name(),
+        frames: clip.frames.len(),
+        streams: streams.map(|((s, l), p)| (s.name.clone(), Scored { logits: l.clone(), top: top(p) })).collect(),
+        fused: Scored { logits: fused_logits, top: top(&scores.fused) },
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&report).map_err(|e| crate::error::Error::internal("JSON").caused_by(e))?);
+        return Ok(());
+    }
+    println!("{}: {} frames at 25 fps, {} on {backend}", args.clip.display(), report.frames, report.model);
+    for (name, scored) in report.streams.iter().map(|(n, s)| (n.as_str(), s)).chain([("fused", &report.fused)]) {
+        let line: Vec<String> = scored.top.iter().map(|t| format!("{} {:.1} %", t.label, t.score * 100.0)).collect();
+        println!("  {name:<6} {}", line.join("   "));
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! `actiond run`: the daemon. The only wiring of threads: one a camera, and the recognizer on this one.
+
+use std::{path::PathBuf, sync::Arc, thread};
+
+use super::{check, events::Printer, timeline};
+use crate::{
+    camera::Camera,
+    clip,
+    config::{self, Mode, Plan},
+    decide::{Decider, Phase},
+    error::{Error, Kind, Result},
+    event::Event,
+    journal::Journal,
+    model::Model,
+    recognize::{Identity, Recognizer, Sink},
+    ring::Bell,
+    scale,
+    time::Shutdown,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  actiond run actiond.toml
+  actiond run --source rtsp://user@camera.local/stream
+  actiond run --source clip.mp4 --until-end")]
+pub struct Args {
+    /// The config file.
+    config: Option<PathBuf>,
+    /// A camera or recording beside those of the config: rtsp://..., usb:0, csi:0, a file, gst:PIPELINE, replay:PATH.
+    #[arg(long, value_name = "URI")]
+    source: Vec<String>,
+    /// The model's folder.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Backend to use; may be given several times, tried in order.
+    #[arg(long)]
+    backend: Vec<String>,
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Frames from one hop to the next.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hop: Option<u16>,
+    /// Folder of the journal.
+    #[arg(long, value_name = "DIR")]
+    journal: Option<PathBuf>,
+    /// Play files at their own pace, as if they were cameras: the newest picture wins.
+    #[arg(long)]
+    realtime: bool,
+    /// Stop when every recording has ended.
+    #[arg(long)]
+    until_end: bool,
+    /// Compare the events at the end with what truly happened: a table of label, start_s, end_s.
+    #[arg(long, value_name = "FILE", requires = "until_end")]
+    timeline: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let plan = plan(args)?;
+    let truths = args.timeline.as_deref().map(timeline::read).transpose()?;
+    let model = Model::load(&plan.model)?;
+    let shutdown = Shutdown::on_signals()?;
+    let bell = Arc::new(Bell::default());
+    let window = clip::window(&model);
+    let (specs, _) = scale::views(&model.manifest);
+
+    let mut cameras = Vec::new();
+    for camera in &plan.cameras {
+        let decider = Decider::new(&model, &plan.events, plan.hop)?;
+        cameras.push((Camera::new(camera, window, plan.hop, bell.clone()), decider));
+    }
+    let mut output = Output { journal: Journal::open(&plan.journal)?, printer: Printer::new(), ended: Vec::new() };
+    let identity = Identity { device: plan.device.clone(), mode: plan.mode, hop: plan.hop };
+    let handles: Vec<Arc<Camera>> = cameras.iter().map(|(c, _)| c.clone()).collect();
+    let mut recognizer = Recognizer::new(&model, &plan.backends, identity, cameras)?;
+    log::info!(
+        "{} on {} ({}), {} windows, a hop of {} frames; journal in {}",
+        model.manifest.name,
+        recognizer.backend(),
+        recognizer.precision(),
+        plan.mode.name(),
+        plan.hop,
+        plan.journal.display()
+    );
+
+    let result = thread::scope(|scope| {
+        for (camera, config) in handles.iter().zip(&plan.cameras) {
+            let (specs, shutdown) = (&specs, &shutdown);
+            let spawned = thread::Builder::new()
+                .name(format!("camera {}", camera.id))
+                .spawn_scoped(scope, move || camera.work(config, specs, shutdown));
+            if let Err(e) = spawned {
+                camera.ring.close();
+                camera.status(|s| s.failed = Some(Error::internal("cannot start a thread").caused_by(e)));
+            }
+        }
+        let result = recognizer.run(&bell, &shutdown, &mut output);
+        // A recognizer that failed must not leave recordings waiting for room.
+        handles.iter().for_each(|c| c.ring.close());
+        let failed_all = handles.iter().all(|c| c.status(|s| s.failed.is_some()));
+        if result.is_ok() && !args.until_end && !failed_all && !shutdown.is_set() {
+            log::info!("every recording has ended; waiting for a signal (--until-end stops here)");
+            shutdown.wait();
+        }
+        shutdown.set();
+        result
+    });
+    for (camera, tally) in handles.iter().zip(recognizer.tally()) {
+        let (c, reopened) = camera.status(|s| (s.counts, s.reopened));
+        log::info!(
+            "camera {}: {} pictures in, {} dropped at the source, {} dropped to 25 fps; {} frames, {} of them repeats; \
+             {} hops, {} frames in none; opened again {} times",
+            camera.id, c.pictures, c.dropped_at_source, c.dropped_to_rate, c.frames, c.repeated, tally.hops, tally.lost, reopened
+        );
+    }
+    result?;
+    if let Some(truths) = truths {
+        println!("\n{}", timeline::compare(&truths, &output.ended));
+    }
+    // The others went on; now the first that could not work decides the exit code.
+    match handles.iter().find_map(|c| c.status(|s| s.failed.take())) {
+        Some(e) => Err(Error::new(e.kind(), "not every camera could be watched (see above)")),
+        None => Ok(()),
+    }
+}
+
+fn plan(args: &Args) -> Result<Plan> {
+    let mut plan = match &args.config {
+        Some(path) => check::load(path)?,
+        None => Plan::new(),
+    };
+    for source in &args.source {
+        let camera = config::camera_from_argument(source, &plan.cameras)?;
+        plan.cameras.push(camera);
+    }
+    if plan.cameras.is_empty() {
+        return Err(Error::config("nothing to watch: give a config file, or --source with a camera's address or a file"));
+    }
+    if let Some(model) = &args.model {
+        plan.model = model.clone();
+    }
+    if !args.backend.is_empty() {
+        plan.backends = args.backend.clone();
+    }
+    plan.mode = args.mode.unwrap_or(plan.mode);
+    plan.hop = args.hop.map_or(plan.hop, usize::from);
+    if let Some(journal) = &args.journal {
+        plan.journal = journal.clone();
+    }
+    if args.realtime {
+        plan.cameras.iter_mut().for_each(|c| c.options.realtime = true);
+    }
+    Ok(plan)
+}
+
+/// The journal first, then the terminal.
+struct Output {
+    journal: Journal,
+    printer: Printer,
+    ended: Vec<Event>,
+}
+
+impl Sink for Output {
+    fn event(&mut self, event: &mut Event) -> Result<()> {
+        // A full disk must not stop recognition.
+        match self.journal.append(event) {
+            Err(e) if e.kind() == Kind::Unavailable => log::error!("{e}"),
+            result => result?,
+        }
+        self.printer.print(event);
+        if event.phase == Phase::End {
+            self.ended.push(event.clone());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! What a stream's ONNX graph takes and gives, read from its protobuf and checked against the manifest. The same check
+//! for every backend, before any of them sees the file: a damaged graph and a manifest that does not fit are the same
+//! sentence everywhere, and no C++ parser meets bytes that are not ONNX.
+
+use std::path::{Path, PathBuf};
+
+use tract_onnx::{
+    pb::{ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto::dimension, type_proto},
+    prelude::Framework,
+};
+
+use crate::{
+    error::{Error, Result},
+    model::{Dtype, Layout, Stream},
+};
+
+/// A graph whose inputs and outputs are those that the manifest says.
+pub(super) struct Graph {
+    pub path: PathBuf,
+    pub proto: ModelProto,
+    /// The graph's inputs in its own order, initializers left out.
+    pub inputs: Vec<Port>,
+    pub outputs: Vec<Port>,
+}
+
+/// An input or output as the graph declares it.
+pub(super) struct Port {
+    pub name: String,
+    pub dtype: i32,
+    /// None where the graph leaves even the rank open.
+    pub dims: Option<Vec<Dim>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Dim {
+    Known(usize),
+    Symbol(String),
+    Open,
+}
+
+impl Graph {
+    /// Reads `path` and checks it against `stream` and the number of labels.
+    pub fn read(path: &Path, stream: &Stream, labels: usize) -> Result<Self> {
+        let bytes = std::fs::read(path)
+            .map_err(|e| Error::model(format!("cannot read {}", path.display())).caused_by(e))?;
+        let proto = tract_onnx::onnx().proto_model_for_read(&mut bytes.as_slice()).map_err(|e| {
+            Error::model(format!("{} is not an ONNX file: {e:#}; install the model again", path.display()))
+        })?;
+        let Some(graph) = &proto.graph else {
+            return Err(Error::model(format!(
+                "{} is not an ONNX file: there is no graph in it; install the model again",
+                path.display()
+            )));
+        };
+        let has_value = |name: &str| graph.initializer.iter().any(|TensorProto { name: n, .. }| n == name);
+        let inputs = graph.input.iter().filter(|v| !has_value(&v.name)).map(port).collect();
+        let outputs = graph.output.iter().map(port).collect();
+        let graph = Graph { path: path.to_owned(), inputs, outputs, proto };
+        graph.check(stream, labels).map_err(|e| e.context(path.display()))?;
+        Ok(graph)
+    }
+
+    /// Whether the stream's time axis can have any length.
+    pub fn any_length(&self, stream: &Stream) -> bool {
+        let dims = self.inputs.iter().find(|p| p.name == stream.input).and_then(|p| p.dims.as_ref());
+        match (dims, time_axis(stream.layout)) {
+            (Some(dims), Some(t)) => !matches!(dims[t], Dim::Known(_)),
+            (None, Some(_)) => true,
+            (_, None) => false,
+        }
+    }
+
+    /// Where an input, or an output, stands in the graph's own order.
+    pub fn input_index(&self, name: &str) -> Result<usize> {
+        find(&self.inputs, name, "input")
+    }
+
+    pub fn output_index(&self, name: &str) -> Result<usize> {
+        find(&self.outputs, name, "output")
+    }
+
+    /// The shape that each input has when the stream gets `frames` frames, in the graph's order.
+    pub fn input_shapes(&self, stream: &Stream, frames: usize) -> Vec<Vec<usize>> {
+        let shape = |port: &Port| match stream.state.iter().find(|s| s.input == port.name) {
+            Some(state) => state.shape.clone(),
+            None => stream.shape(frames),
+        };
+        self.inputs.iter().map(shape).collect()
+    }
+
+    /// What each symbol in the inputs' shapes stands for when the stream gets `frames` frames.
+    pub fn symbols(&self, stream: &Stream, frames: usize) -> Vec<(String, usize)> {
+        let mut symbols: Vec<(String, usize)> = Vec::new();
+        for (port, shape) in self.inputs.iter().zip(self.input_shapes(stream, frames)) {
+            for (dim, size) in port.dims.iter().flatten().zip(shape) {
+                if let Dim::Symbol(name) = dim
+                    && symbols.iter().all(|(n, _)| n != name)
+                {
+                    symbols.push((name.clone(), size));
+                }
+            }
+        }
+        symbols
+    }
+
+    fn check(&self, stream: &Stream, labels: usize) -> Result<()> {
+        let wrong = |what: String| Err(Error::model(what));
+        let dtype = match stream.dtype {
+            Dtype::F32 => DataType::Float,
+            Dtype::U8 => DataType::Uint8,
+        };
+        let input = &self.inputs[self.input_index(&stream.input)?];
+        input.check(dtype, &stream.shape(stream.frames), "input")?;
+
+        for state in &stream.state {
+            let input = &self.inputs[self.input_index(&state.input)?];
+            input.check(DataType::Float, &state.shape, "state input")?;
+            let output = &self.outputs[self.output_index(&state.output)?];
+            output.check(DataType::Float, &state.shape, "state output")?;
+        }
+        let fed = |name: &str| name == stream.input || stream.state.iter().any(|s| s.input == name);
+        if let Some(idle) = self.inputs.iter().find(|p| !fed(&p.name)) {
+            return wrong(format!("nothing in the manifest feeds the graph's input `{}`", idle.name));
+        }
+
+        let output = &self.outputs[self.output_index(&stream.output)?];
+        if output.dtype != DataType::Float as i32 {
+            return wrong(format!("output `{}` is {}, not f32", output.name, dtype_name(output.dtype)));
+        }
+        let known: Option<Vec<usize>> = output.dims.as_ref().and_then(|dims| {
+            dims.iter().map(|d| if let Dim::Known(n) = d { Some(*n) } else { None }).collect()
+        });
+        // Open dimensions are counted when the graph has run once, at load.
+        if let Some(known) = known
+            && known.iter().product::<usize>() != labels
+        {
+            return wrong(format!("output `{}` has shape {known:?}, but there are {labels} labels", output.name));
+        }
+        Ok(())
+    }
+}
+
+impl Port {
+    fn check(&self, dtype: DataType, shape: &[usize], what: &str) -> Result<()> {
+        if self.dtype != dtype as i32 {
+            return Err(Error::model(format!(
+                "{what} `{}` is {} in the graph and {} in the manifest",
+                self.name,
+                dtype_name(self.dtype),
+                dtype_name(dtype as i32)
+            )));
+        }
+        let Some(dims) = &self.dims else { return Ok(()) };
+        let fits = dims.len() == shape.len()
+            && dims.iter().zip(shape).all(|(dim, size)| !matches!(dim, Dim::Known(n) if n != size));
+        if !fits {
+            let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
+            return Err(Error::model(format!(
+                "{what} `{}` has shape [{}] in the graph and {shape:?} by the manifest",
+                self.name,
+                dims.join(", ")
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Dim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Dim::Known(n) => write!(f, "{n}"),
+            Dim::Symbol(name) => f.write_str(name),
+            Dim::Open => f.write_str("?"),
+        }
+    }
+}
+
+pub(super) fn time_axis(layout: Layout) -> Option<usize> {
+    match layout {
+        Layout::Ncthw => Some(2),
+        Layout::Ntchw | Layout::Nthwc => Some(1),
+        Layout::Nchw => None,
+    }
+}
+
+fn find(ports: &[Port], name: &str, what: &str) -> Result<usize> {
+    ports.iter().position(|p| p.name == name).ok_or_else(|| {
+        let known: Vec<String> = ports.iter().map(|p| format!("`{}`", p.name)).collect();
+        Error::model(format!("the graph has no {what} `{name}`; it has {}", known.join(", ")))
+    })
+}
+
+fn port(value: &ValueInfoProto) -> Port {
+    let tensor = value.r#type.as_ref().and_then(|t| t.value.as_ref()).map(|type_proto::Value::TensorType(t)| t);
+    let dims = tensor.and_then(|t| t.shape.as_ref()).map(|shape| shape.dim.iter().map(|d| dim(&d.value)).collect());
+    Port { name: value.name.clone(), dtype: tensor.map_or(0, |t| t.elem_type), dims }
+}
+
+fn dim(value: &Option<dimension::Value>) -> Dim {
+    match value {
+        Some(dimension::Value::DimValue(n)) if *n > 0 => Dim::Known(*n as usize),
+        Some(dimension::Value::DimParam(name)) if !name.is_empty() => Dim::Symbol(name.clone()),
+        _ => Dim::Open,
+    }
+}
+
+fn dtype_name(dtype: i32) -> String {
+    match DataType::try_from(dtype) {
+        Ok(DataType::Float) => "f32".into(),
+        Ok(DataType::Float16) => "f16".into(),
+        Ok(other) => format!("{other:?}").to_lowercase(),
+        Err(_) => format!("type {dtype}"),
+    }
+}

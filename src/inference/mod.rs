@@ -1,0 +1,164 @@
+//! Running a model's streams: a [`Backend`] loads a model, a [`Network`] steps it hop by hop.
+
+mod graph;
+pub mod onnxruntime;
+mod streams;
+pub mod tract;
+
+use std::{path::PathBuf, time::Instant};
+
+use crate::{
+    config::nearest,
+    error::{Error, Result},
+    model::{Model, Precision, Stream},
+};
+
+/// Which camera a hop belongs to. State that a network carries from hop to hop is kept per lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(pub usize);
+
+/// One stream's input tensor, in the stream's own layout and value range.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tensor {
+    F32(Vec<f32>),
+    U8(Vec<u8>),
+}
+
+/// What a network gets for one hop: one tensor for each of the model's streams, in the manifest's order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hop {
+    /// Frames along each stream's time axis: the manifest's count for a window; any number, for a whole clip, where
+    /// the stream's graph has a symbolic time axis.
+    pub frames: Vec<usize>,
+    pub inputs: Vec<Tensor>,
+}
+
+/// What a network answers: the raw logits of each stream, in the manifest's order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scores {
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// A way to run ONNX models.
+pub trait Backend {
+    /// As the config and the events name it: `tensorrt`, `cuda`, `openvino`, `cpu`, `tract`.
+    fn name(&self) -> &'static str;
+
+    /// Loads every stream of `model`, in the precision that this backend is good at among those it comes in.
+    ///
+    /// Errors: `Unavailable` when the library, provider or device is not here (the next backend in the config's list
+    /// may do), `Model` when the graph itself can't be run.
+    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Network>>;
+}
+
+/// What a user may ask of a backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// The precision of the files to use instead of the one that the backend is best at.
+    pub precision: Option<Precision>,
+    /// Threads of a backend that computes on the CPU; as many as there are cores where it is left out.
+    pub threads: Option<usize>,
+}
+
+impl LoadOptions {
+    pub fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+/// What `doctor` tells of a backend.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Availability {
+    pub name: &'static str,
+    pub usable: bool,
+    /// Which version was found and where, or what is missing.
+    pub found: String,
+    /// What to do about it.
+    pub mend: Option<String>,
+}
+
+/// A loaded model.
+pub trait Network: Send {
+    /// Computes one hop of one camera; blocks until the logits are there.
+    ///
+    /// Errors: `Internal` when the device failed; the network should then be dropped and loaded anew.
+    fn step(&mut self, lane: Lane, hop: &Hop) -> Result<&Scores>;
+
+    /// Forgets what was carried for this lane; the next hop starts from zero state.
+    fn reset(&mut self, lane: Lane);
+
+    /// The precision of each stream's file, in the manifest's order.
+    fn precision(&self) -> &[Precision];
+
+    /// Whether a stream takes hops of any number of frames: its graph's time axis is symbolic.
+    fn any_length(&self, stream: usize) -> bool;
+}
+
+/// Tried in this order where the user gives none: the fastest first.
+pub const ORDER: [&str; 5] = ["tensorrt", "cuda", "openvino", "cpu", "tract"];
+
+/// The backend of that name.
+pub fn backend(name: &str) -> Result<Box<dyn Backend>> {
+    if name == "tract" {
+        return Ok(Box::new(tract::Tract));
+    }
+    if let Some(provider) = onnxruntime::OnnxRuntime::by_name(name) {
+        return Ok(Box::new(provider));
+    }
+    let hint = nearest(name, ORDER.into_iter()).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+    Err(Error::config(format!("`{name}` is no backend; there are {}{hint}", ORDER.join(", "))))
+}
+
+/// Loads the model on the first backend of `order` that can; an empty order is [`ORDER`].
+pub fn load(model: &Model, order: &[String]) -> Result<(Box<dyn Network>, &'static str)> {
+    load_with(model, order, &LoadOptions::default())
+}
+
+/// As [`load`], with options.
+///
+/// Errors: the kind of the last backend's error; the message has every backend's reason.
+pub fn load_with(model: &Model, order: &[String], options: &LoadOptions) -> Result<(Box<dyn Network>, &'static str)> {
+    let names: Vec<&str> = if order.is_empty() { ORDER.to_vec() } else { order.iter().map(String::as_str).collect() };
+    let mut reasons: Vec<(String, Error)> = Vec::new();
+    for name in names {
+        let backend = backend(name)?;
+        let began = Instant::now();
+        match backend.load(model, options) {
+            Ok(network) => {
+                for (name, e) in &reasons {
+                    // What nobody asked for by name is not missed.
+                    let level = if order.is_empty() { log::Level::Debug } else { log::Level::Warn };
+                    log::log!(level, "backend {name}: {e}");
+                }
+                log::debug!("{name} loaded {} in {:.1} s", model.manifest.name, began.elapsed().as_secs_f32());
+                return Ok((network, backend.name()));
+            }
+            Err(e) => reasons.push((name.to_owned(), e)),
+        }
+    }
+    let kind = reasons.last().map_or(crate::error::Kind::Config, |(_, e)| e.kind());
+    let reasons: Vec<String> = reasons.iter().map(|(name, e)| format!("{name}: {e}")).collect();
+    Err(Error::new(kind, format!("no backend can run {}. {}", model.manifest.name, reasons.join("; "))))
+}
+
+/// What there is of each backend on this machine.
+pub fn available() -> Vec<Availability> {
+    let mut all = onnxruntime::availability();
+    all.push(tract::availability());
+    all
+}
+
+/// The file of a stream for a backend that prefers these precisions in this order.
+fn file(model: &Model, stream: &Stream, preferred: &[Precision], options: &LoadOptions) -> Result<(PathBuf, Precision)> {
+    let asked = options.precision.map(|p| vec![p]);
+    let preferred = asked.as_deref().unwrap_or(preferred);
+    let Some(file) = stream.file(preferred) else {
+        let names = |all: Vec<Precision>| all.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
+        return Err(Error::unavailable(format!(
+            "there is no {} file of it (it comes in {})",
+            names(preferred.to_vec()),
+            names(stream.files.iter().map(|f| f.precision).collect())
+        )));
+    };
+    Ok((model.folder.join(&file.path), file.precision))
+}

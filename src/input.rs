@@ -1,0 +1,238 @@
+//! Frames -> a stream's input tensor, in the layout and value range that its manifest says.
+
+use crate::{
+    frame::Frame,
+    inference::Tensor,
+    model::{Dtype, Layout, Stream, StreamKind},
+};
+
+/// Writes one stream's input. `frame(i)` is the i-th of `length` frames, oldest first; the stream's last position is the
+/// last frame, and `positions` of them, `stream.step` frames apart, are written. A position that would lie before the
+/// first frame is that frame again.
+pub fn fill<'a>(
+    stream: &Stream,
+    view: usize,
+    positions: usize,
+    length: usize,
+    frame: impl Fn(usize) -> &'a Frame,
+    out: &mut Tensor,
+) {
+    let [width, height] = stream.size;
+    let channels = stream.channels();
+    let samples = positions * channels * height * width;
+    let strides = Strides::new(stream.layout, positions, channels, height, width);
+    let back = |position: usize, stacked: usize| {
+        let behind = (positions - 1 - position) * stream.step + stacked;
+        &frame((length - 1).saturating_sub(behind)).views[view]
+    };
+    let [low, high] = stream.range;
+    match (out, stream.dtype) {
+        (Tensor::F32(out), Dtype::F32) => {
+            out.resize(samples, 0.0);
+            let level: [f32; 256] = std::array::from_fn(|v| low + (high - low) * v as f32 / 255.0);
+            let of_flow = |v: f32| (low + high) / 2.0 + (high - low) / 2.0 * (v / stream.bound).clamp(-1.0, 1.0);
+            for position in 0..positions {
+                let mut channel = 0;
+                if stream.kind != StreamKind::Flow {
+                    let rgb = &back(position, 0).rgb;
+                    write(&strides, position, channel, 3, width, rgb, |v| level[v as usize], out);
+                    channel = 3;
+                }
+                if stream.kind != StreamKind::Rgb {
+                    for stacked in (0..stream.stack).rev() {
+                        let flow = &back(position, stacked).flow;
+                        write(&strides, position, channel, 2, width, flow, of_flow, out);
+                        channel += 2;
+                    }
+                }
+            }
+        }
+        (Tensor::U8(out), Dtype::U8) => {
+            out.resize(samples, 0);
+            for position in 0..positions {
+                write(&strides, position, 0, 3, width, &back(position, 0).rgb, |v| v, out);
+            }
+        }
+        (out, dtype) => {
+            *out = match dtype {
+                Dtype::F32 => Tensor::F32(Vec::new()),
+                Dtype::U8 => Tensor::U8(Vec::new()),
+            };
+            fill(stream, view, positions, length, frame, out);
+        }
+    }
+}
+
+/// Distances in the output from one position, channel, row and column to the next.
+struct Strides {
+    position: usize,
+    channel: usize,
+    row: usize,
+    column: usize,
+}
+
+impl Strides {
+    fn new(layout: Layout, positions: usize, channels: usize, height: usize, width: usize) -> Self {
+        let plane = height * width;
+        let (position, channel, row, column) = match layout {
+            Layout::Ncthw => (plane, positions * plane, width, 1),
+            Layout::Ntchw | Layout::Nchw => (channels * plane, plane, width, 1),
+            Layout::Nthwc => (channels * plane, 1, width * channels, channels),
+        };
+        Strides { position, channel, row, column }
+    }
+}
+
+/// Copies one frame's interleaved samples (`count` channels) to where channels `channel..` of `position` lie.
+#[allow(clippy::too_many_arguments)]
+fn write<S: Copy, D>(
+    strides: &Strides,
+    position: usize,
+    channel: usize,
+    count: usize,
+    width: usize,
+    samples: &[S],
+    value: impl Fn(S) -> D,
+    out: &mut [D],
+) {
+    for c in 0..count {
+        let plane = position * strides.position + (channel + c) * strides.channel;
+        for (y, line) in samples.chunks_exact(width * count).enumerate() {
+            let row = plane + y * strides.row;
+            if strides.column == 1 {
+                for (d, s) in out[row..row + width].iter_mut().zip(line[c..].iter().step_by(count)) {
+                    *d = value(*s);
+                }
+            } else {
+                for (x, s) in line[c..].iter().step_by(count).enumerate() {
+                    out[row + x * strides.column] = value(*s);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::View;
+
+    const W: usize = 3;
+    const H: usize = 2;
+
+    /// Frame i: RGB sample = 10 i + channel + 3 * pixel, flow = i + channel / 2 (+ pixel / 100).
+    fn frames(n: usize) -> Vec<Frame> {
+        (0..n)
+            .map(|i| {
+                let rgb = (0..W * H * 3).map(|s| (10 * i + s) as u8).collect();
+                let flow = (0..W * H * 2).map(|s| i as f32 + (s % 2) as f32 / 2.0 + (s / 2) as f32 / 100.0).collect();
+                Frame { number: i as u64, views: vec![View { rgb, flow }] }
+            })
+            .collect()
+    }
+
+    fn stream(text: &str) -> Stream {
+        let common = r#"
+            name = "s"
+            size = [3, 2]
+            fit = "squeeze"
+            input = "input"
+            output = "logits"
+            file = []
+        "#;
+        toml::from_str(&format!("{common}{text}")).unwrap()
+    }
+
+    fn filled(stream: &Stream, positions: usize, n: usize) -> Vec<f32> {
+        let frames = frames(n);
+        let mut out = Tensor::F32(Vec::new());
+        fill(stream, 0, positions, n, |i| &frames[i], &mut out);
+        let Tensor::F32(out) = out else { panic!() };
+        assert_eq!(out.len(), stream.shape(positions).iter().product::<usize>());
+        out
+    }
+
+    #[test]
+    fn every_layout_puts_a_sample_where_its_shape_says() {
+        for (layout, order) in [("NCTHW", [1, 0, 2, 3]), ("NTCHW", [0, 1, 2, 3]), ("NTHWC", [0, 2, 3, 1])] {
+            let s = stream(&format!("kind = 'rgb'\nframes = 4\nlayout = '{layout}'\nrange = [0.0, 255.0]"));
+            let out = filled(&s, 4, 4);
+            let extent = [4, 3, H, W];
+            for t in 0..4 {
+                for c in 0..3 {
+                    for y in 0..H {
+                        for x in 0..W {
+                            let at = [t, c, y, x];
+                            let index = order.iter().fold(0, |i, &axis| i * extent[axis] + at[axis]);
+                            assert_eq!(out[index], (10 * t + (y * W + x) * 3 + c) as f32, "{layout} {at:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rgb_spans_its_range() {
+        let s = stream("kind = 'rgb'\nframes = 1\nlayout = 'NCTHW'");
+        let mut white = frames(1);
+        white[0].views[0].rgb.fill(255);
+        white[0].views[0].rgb[0] = 0;
+        let mut out = Tensor::F32(Vec::new());
+        fill(&s, 0, 1, 1, |i| &white[i], &mut out);
+        let Tensor::F32(out) = out else { panic!() };
+        assert_eq!((out[0], out[1]), (-1.0, 1.0));
+    }
+
+    #[test]
+    fn flow_is_clipped_and_divided_by_its_bound() {
+        let s = stream("kind = 'flow'\nframes = 3\nlayout = 'NCTHW'\nbound = 2.0");
+        let out = filled(&s, 3, 3);
+        // Frame 0: dx 0 and dy 0.5 px of 2; frame 2 and later: dx at the bound.
+        assert_eq!(out[0], 0.0);
+        assert_eq!(out[2 * W * H], 1.0);
+        assert_eq!(out[3 * W * H], 0.25);
+    }
+
+    #[test]
+    fn steps_reach_back_from_the_last_frame() {
+        let s = stream("kind = 'rgb'\nframes = 3\nstep = 4\nlayout = 'NTHWC'\nrange = [0.0, 255.0]");
+        let out = filled(&s, 3, 10);
+        let first: Vec<f32> = out.chunks(W * H * 3).map(|f| f[0]).collect();
+        assert_eq!(first, [10.0, 50.0, 90.0]);
+    }
+
+    #[test]
+    fn stacked_flow_ends_at_its_frame_oldest_first() {
+        let s = stream("kind = 'flow'\nframes = 1\nstack = 3\nlayout = 'NCHW'\nbound = 10.0\nrange = [-10.0, 10.0]");
+        let out = filled(&s, 1, 8);
+        let planes: Vec<f32> = out.chunks(W * H).map(|p| p[0]).collect();
+        assert_eq!(planes, [5.0, 5.5, 6.0, 6.5, 7.0, 7.5]);
+    }
+
+    #[test]
+    fn rgb_and_flow_together_are_five_channels() {
+        let s = stream("kind = 'rgb+flow'\nframes = 2\nlayout = 'NTCHW'\nbound = 10.0\nrange = [-1.0, 1.0]");
+        let out = filled(&s, 2, 2);
+        assert_eq!(out.len(), 2 * 5 * W * H);
+        assert!((out[3 * W * H] - 0.0).abs() < 1e-6);
+        assert!((out[8 * W * H] - 0.1).abs() < 1e-6, "{}", out[8 * W * H]);
+    }
+
+    #[test]
+    fn u8_inputs_are_the_samples_themselves() {
+        let s = stream("kind = 'rgb'\nframes = 2\nlayout = 'NTHWC'\ndtype = 'u8'");
+        let frames = frames(2);
+        let mut out = Tensor::F32(Vec::new());
+        fill(&s, 0, 2, 2, |i| &frames[i], &mut out);
+        let Tensor::U8(out) = out else { panic!() };
+        assert_eq!(out, [&frames[0].views[0].rgb[..], &frames[1].views[0].rgb[..]].concat());
+    }
+
+    #[test]
+    fn before_the_first_frame_is_the_first_frame() {
+        let s = stream("kind = 'rgb'\nframes = 4\nlayout = 'NTHWC'\nrange = [0.0, 255.0]");
+        let first: Vec<f32> = filled(&s, 4, 2).chunks(W * H * 3).map(|f| f[0]).collect();
+        assert_eq!(first, [0.0, 0.0, 0.0, 10.0]);
+    }
+}

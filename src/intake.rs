@@ -1,0 +1,231 @@
+//! Pictures in, frames out: the part of a frame's path that one camera has to itself, up to the ring. The daemon, whole
+//! clips and the benchmark all go through here.
+
+use crate::{
+    cadence::{Admission, Cadence},
+    error::Result,
+    flow::{Flow, cpu::{CpuFlow, average_down}},
+    frame::{Frame, Picture, View},
+    scale::{Region, Scaled, Scaler, ViewSpec},
+};
+
+/// What comes out.
+pub enum Output<'a> {
+    /// The next frame; whoever takes it may swap its buffers for others of the same sizes.
+    Frame(&'a mut Frame),
+    /// A cut: this many ticks never came, and the next frame has no motion before it.
+    Cut { lost: u64 },
+}
+
+/// Pictures and frames counted since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pictures that the source gave.
+    pub pictures: u64,
+    /// Pictures that the source had to drop because the newest wins.
+    pub dropped_at_source: u64,
+    /// Pictures left out since their tick had one already.
+    pub dropped_to_rate: u64,
+    /// Frames made.
+    pub frames: u64,
+    /// Frames that show a picture once more.
+    pub repeated: u64,
+}
+
+/// Rate, scaling and flow of one camera.
+pub struct Intake {
+    cadence: Cadence,
+    scaler: Scaler,
+    specs: Vec<ViewSpec>,
+    /// One estimator and its output for each view that has flow.
+    flow: Vec<Option<(CpuFlow, Vec<f32>)>>,
+    before: Vec<Scaled>,
+    now: Vec<Scaled>,
+    frame: Frame,
+    counts: Counts,
+}
+
+impl Intake {
+    pub fn new(specs: &[ViewSpec], region: Region) -> Result<Self> {
+        let mut flow = Vec::new();
+        for spec in specs {
+            flow.push(match (spec.flow, spec.luma_size()) {
+                (Some(method), Some(size)) => Some((CpuFlow::new(method, size)?, vec![0.0; size[0] * size[1] * 2])),
+                _ => None,
+            });
+        }
+        Ok(Intake {
+            cadence: Cadence::default(),
+            scaler: Scaler::new(specs.to_vec(), region),
+            specs: specs.to_vec(),
+            flow,
+            before: Vec::new(),
+            now: Vec::new(),
+            frame: Frame { number: 0, views: vec![View::default(); specs.len()] },
+            counts: Counts::default(),
+        })
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Tells that the source was opened anew: its time starts again, and `lost` ticks went by meanwhile.
+    pub fn reopened(&mut self, lost: u64, emit: &mut dyn FnMut(Output)) {
+        self.cadence = Cadence::default();
+        emit(Output::Cut { lost });
+    }
+
+    /// Takes the source's next picture and emits the frames that it completes, none or several.
+    pub fn take(&mut self, picture: &Picture, emit: &mut dyn FnMut(Output)) -> Result<()> {
+        self.counts.pictures += 1;
+        self.counts.dropped_at_source += picture.dropped;
+        let admission = self.cadence.admit(picture.time);
+        if admission == Admission::Drop {
+            self.counts.dropped_to_rate += 1;
+            return Ok(());
+        }
+        std::mem::swap(&mut self.before, &mut self.now);
+        self.scaler.scale(picture, &mut self.now)?;
+        match admission {
+            Admission::Drop => {}
+            Admission::Start { lost } => {
+                if self.counts.frames > 0 {
+                    emit(Output::Cut { lost });
+                }
+                self.fill(false, 0.0);
+                emit(Output::Frame(&mut self.frame));
+                self.counts.frames += 1;
+            }
+            Admission::Ticks { ticks, repeats, scale } => {
+                for ((flow, before), now) in self.flow.iter_mut().zip(&self.before).zip(&self.now) {
+                    if let Some((estimator, out)) = flow {
+                        estimator.step(&before.luma, &now.luma, out)?;
+                    }
+                }
+                for tick in 0..ticks {
+                    self.fill(tick < repeats, scale);
+                    emit(Output::Frame(&mut self.frame));
+                }
+                self.counts.frames += ticks;
+                self.counts.repeated += ticks - 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the staging frame: the picture now or the one before, and the last flow times `scale` (0: none).
+    fn fill(&mut self, repeat: bool, scale: f32) {
+        let shown = if repeat { &self.before } else { &self.now };
+        for (((view, spec), scaled), flow) in self.frame.views.iter_mut().zip(&self.specs).zip(shown).zip(&self.flow) {
+            if spec.rgb {
+                view.rgb.clear();
+                view.rgb.extend_from_slice(&scaled.rgb);
+            }
+            if let (Some((_, estimated)), Some(method)) = (flow, spec.flow) {
+                view.flow.resize(spec.size[0] * spec.size[1] * 2, 0.0);
+                match scale {
+                    0.0 => view.flow.fill(0.0),
+                    _ => average_down(estimated, method.upscale, spec.size[0], scale, &mut view.flow),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        frame::{Pixels, Plane},
+        model::{Fit, FlowMethod},
+    };
+
+    const SIZE: usize = 64;
+
+    fn specs() -> Vec<ViewSpec> {
+        let flow = Some(FlowMethod { upscale: 2, ..FlowMethod::default() });
+        vec![ViewSpec { size: [SIZE, SIZE], fit: Fit::Squeeze, rgb: true, flow }]
+    }
+
+    /// A 256x256 picture of a texture that moves right at 100 px/s, at time `t`.
+    fn moving(t: f64) -> Vec<u8> {
+        let dx = 100.0 * t;
+        (0..256 * 256)
+            .flat_map(|i| {
+                let (x, y) = ((i % 256) as f64 - dx, (i / 256) as f64);
+                let v = (x * 0.09).sin() + (y * 0.07).cos() + ((x + y) * 0.05).sin() + ((x - 2.0 * y) * 0.04).cos();
+                [(128.0 + v * 30.0) as u8; 3]
+            })
+            .collect()
+    }
+
+    fn run(times: impl Iterator<Item = f64>, still: bool) -> (Vec<Frame>, Counts, Vec<u64>) {
+        let mut intake = Intake::new(&specs(), Region::WHOLE).unwrap();
+        let (mut frames, mut cuts) = (Vec::new(), Vec::new());
+        for t in times {
+            let data = moving(if still { 0.0 } else { t });
+            let picture = Picture {
+                width: 256,
+                height: 256,
+                time: Duration::from_secs_f64(t),
+                dropped: 0,
+                pixels: Pixels::Rgb(Plane { data: &data, stride: 256 * 3 }),
+            };
+            intake
+                .take(&picture, &mut |o| match o {
+                    Output::Frame(f) => frames.push(f.clone()),
+                    Output::Cut { lost } => cuts.push(lost),
+                })
+                .unwrap();
+        }
+        (frames, intake.counts(), cuts)
+    }
+
+    fn mean_flow(frame: &Frame) -> f32 {
+        let inside = |i: &usize| (16..48).contains(&(i % SIZE)) && (16..48).contains(&(i / SIZE));
+        let dx: Vec<f32> = (0..SIZE * SIZE).filter(inside).map(|i| frame.views[0].flow[i * 2]).collect();
+        dx.iter().sum::<f32>() / dx.len() as f32
+    }
+
+    #[test]
+    fn one_motion_has_one_flow_at_every_rate() {
+        // 100 px/s of a 256 px picture are 1 px a tick at 64.
+        for fps in [10.0, 15.0, 25.0, 30.0, 60.0] {
+            let (frames, counts, _) = run((0..(fps as usize)).map(|i| i as f64 / fps), false);
+            assert_eq!(counts.frames, frames.len() as u64);
+            for (k, frame) in frames.iter().enumerate().skip(1) {
+                let flow = mean_flow(frame);
+                assert!((flow - 1.0).abs() < 0.15, "{fps} fps, frame {k}: {flow} px");
+            }
+        }
+    }
+
+    #[test]
+    fn repeats_and_drops_are_counted() {
+        let (frames, counts, _) = run((0..10).map(|i| f64::from(i) / 10.0), false);
+        assert_eq!((counts.pictures, counts.dropped_to_rate), (10, 0));
+        assert_eq!(counts.repeated, frames.len() as u64 - 10);
+        let (frames, counts, _) = run((0..60).map(|i| f64::from(i) / 60.0), false);
+        assert_eq!(counts.repeated, 0);
+        assert_eq!(counts.dropped_to_rate, 60 - frames.len() as u64);
+    }
+
+    #[test]
+    fn a_still_picture_has_no_flow() {
+        let (frames, ..) = run((0..20).map(|i| f64::from(i) / 10.0), true);
+        assert!(frames.iter().all(|f| f.views[0].flow.iter().all(|v| v.abs() < 1e-3)));
+        assert!(frames.iter().all(|f| f.views[0].rgb == frames[0].views[0].rgb));
+    }
+
+    #[test]
+    fn a_pause_is_a_cut_and_no_motion_is_seen_across_it() {
+        let times = (0..5).map(|i| f64::from(i) / 25.0).chain((0..5).map(|i| 10.0 + f64::from(i) / 25.0));
+        let (frames, _, cuts) = run(times, false);
+        assert_eq!(cuts, [245]);
+        assert!(frames[5].views[0].flow.iter().all(|v| *v == 0.0));
+        assert!((mean_flow(&frames[6]) - 1.0).abs() < 0.15);
+    }
+}

@@ -1,0 +1,55 @@
+//! actiond recognizes human actions in live video, on the device.
+//!
+//! # The path of a frame
+//!
+//! ```text
+//! source.next ─▶ intake ────────────────────────────▶ ring.push      one thread a camera
+//!                 cadence: 25 fps by timestamp
+//!                 scale:   to the model's sizes
+//!                 flow:    between two distinct pictures
+//!
+//! ring.take ──▶ input ──▶ network.step ──▶ decide ──▶ journal        one thread for all cameras
+//!  a hop and     tensors   the streams'     fused,
+//!  its window              logits           smoothed, opened, closed
+//! ```
+//!
+//! A camera's newest picture wins and each drop is counted; a recording waits, and nothing of it is lost. That is
+//! decided in two places only: in a [`source`], and in the [`ring`].
+//!
+//! # The rooms
+//!
+//! | room | what it knows |
+//! | --- | --- |
+//! | [`command`] | one file a subcommand; [`command::run`] holds the only wiring of threads |
+//! | [`config`] | the config file as typed, and the plan as checked |
+//! | [`source`] | where pictures come from: GStreamer, USB, recordings |
+//! | [`camera`] | one camera's thread: opening, watching, opening again |
+//! | [`intake`] | pictures in, frames out: [`cadence`], [`scale`], [`flow`] |
+//! | [`ring`] | the rolling 64-frame window, its hops and its gaps |
+//! | [`model`] | the manifest: what a model is, with no code per architecture |
+//! | [`inference`] | ONNX Runtime's providers, and tract |
+//! | [`recognize`] | the loop over hops |
+//! | [`decide`] | scores to events: pure |
+//! | [`event`], [`journal`] | an event, and where it is kept |
+//! | [`clip`] | whole clips, for `infer` and `eval` |
+
+pub mod cadence;
+pub mod camera;
+pub mod clip;
+pub mod command;
+pub mod config;
+pub mod decide;
+pub mod error;
+pub mod event;
+pub mod flow;
+pub mod frame;
+pub mod inference;
+pub mod input;
+pub mod intake;
+pub mod journal;
+pub mod model;
+pub mod recognize;
+pub mod ring;
+pub mod scale;
+pub mod source;
+pub mod time;

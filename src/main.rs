@@ -1,0 +1,50 @@
+use std::process::ExitCode;
+
+use actiond::command::{check, doctor, eval, events, infer, run};
+use clap::Parser;
+
+/// Recognizes human actions live in video, on the device.
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Watch cameras or recordings and journal the actions in them
+    Run(run::Args),
+    /// Check a config: every error with line and column, no camera opened
+    Check(check::Args),
+    /// Tell what this board has, what is missing, and how to mend it
+    Doctor(doctor::Args),
+    /// Score one clip: logits and the best labels, each stream and fused
+    Infer(infer::Args),
+    /// Measure accuracy on a folder of labelled clips
+    Eval(eval::Args),
+    /// Read the journal
+    Events(events::Args),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // GStreamer, ONNX Runtime and tract log in their own words; what concerns the user we say ourselves.
+    let filter = env_logger::Env::default().default_filter_or("actiond=info,warn,tract=error");
+    env_logger::Builder::from_env(filter).format_target(false).init();
+    let result = match arguments.command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Infer(args) => infer::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Events(args) => events::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("actiond: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! What a model is: its manifest (`model.toml`), its labels and its files, checked. No code per architecture: how many
+//! frames a stream takes, how far apart, of what, at which size, is data.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    config,
+    error::{Error, Result},
+    ring::WINDOW,
+};
+
+/// A model whose manifest is consistent and whose files are all there and unchanged.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// The folder of `model.toml`; the paths of the manifest are relative to it.
+    pub folder: PathBuf,
+    pub manifest: Manifest,
+    /// One a class, in the order of the logits.
+    pub labels: Vec<String>,
+}
+
+/// `model.toml` as it is written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub name: String,
+    pub version: String,
+    pub architecture: String,
+    pub licence: String,
+    pub source: String,
+    /// Ticks a second that the model was trained on; the daemon's clock of frames is 25.
+    pub fps: u32,
+    /// File with one label a line.
+    pub labels: PathBuf,
+    /// The label that stands for no action; never an event.
+    pub background: Option<String>,
+    pub fusion: Fusion,
+    #[serde(rename = "stream")]
+    pub streams: Vec<Stream>,
+    #[serde(default)]
+    pub decision: Decision,
+}
+
+/// How the streams' logits become one score a label.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fusion {
+    pub rule: Rule,
+    /// Weight of each stream by its name; equal where it is left out.
+    #[serde(default)]
+    pub weights: BTreeMap<String, f32>,
+    /// Weights for single labels, by label and stream name; only with averaged probabilities.
+    #[serde(default)]
+    pub label: BTreeMap<String, BTreeMap<String, f32>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// Weighted mean of the streams' softmax, as the paper averages predictions.
+    Probabilities,
+    /// Softmax of the weighted sum of logits, as DeepMind's published code does.
+    Logits,
+}
+
+/// One network: what it is fed and where its graph is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    pub name: String,
+    pub kind: StreamKind,
+    /// Frames along the time axis of the input.
+    pub frames: usize,
+    /// Ticks from one of those frames to the next; the window is `(frames - 1) * step + 1` ticks long.
+    #[serde(default = "one")]
+    pub step: usize,
+    /// Flow frames stacked as channels at each position of the time axis (Two-Stream: 10); they end at its frame.
+    #[serde(default = "one")]
+    pub stack: usize,
+    /// Width, height of the input.
+    pub size: [usize; 2],
+    pub fit: Fit,
+    pub layout: Layout,
+    /// Name of the graph's input and of its logits output.
+    pub input: String,
+    pub output: String,
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// What the smallest and largest value (0 and 255 for RGB, -bound and +bound for flow) become in an f32 input.
+    #[serde(default = "minus_one_to_one")]
+    pub range: [f32; 2],
+    /// Flow is clipped to this many pixels of this stream's picture, which become the ends of `range`; the paper's 20 at
+    /// 224.
+    #[serde(default = "twenty")]
+    pub bound: f32,
+    #[serde(default)]
+    pub flow: FlowMethod,
+    /// Recurrent state, carried from step to step: zero at first.
+    #[serde(default)]
+    pub state: Vec<State>,
+    #[serde(rename = "file")]
+    pub files: Vec<File>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum StreamKind {
+    /// 3 channels.
+    #[serde(rename = "rgb")]
+    Rgb,
+    /// 2 channels a stacked frame: dx, dy.
+    #[serde(rename = "flow")]
+    Flow,
+    /// RGB's 3 channels, then flow's.
+    #[serde(rename = "rgb+flow")]
+    RgbFlow,
+}
+
+/// How a picture of any shape becomes one of the model's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fit {
+    /// The paper's: short side scaled to 256/224 of the model's size, the centre cut out.
+    Crop,
+    /// The whole picture (or the camera's region), squeezed to the model's shape.
+    Squeeze,
+    /// The whole picture, its shape kept, on black.
+    Letterbox,
+}
+
+/// Order of the input's axes: N batch, T time, C channels, H height, W width. Without T there is one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Layout {
+    #[serde(rename = "NCTHW")]
+    Ncthw,
+    #[serde(rename = "NTCHW")]
+    Ntchw,
+    #[serde(rename = "NTHWC")]
+    Nthwc,
+    #[serde(rename = "NCHW")]
+    Nchw,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    #[default]
+    F32,
+    U8,
+}
+
+/// How flow is estimated; a model should be fed the flow that it was trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowMethod {
+    pub algorithm: Algorithm,
+    #[serde(default)]
+    pub preset: Preset,
+    /// Finest level of DIS's pyramid that is estimated, 0 being full size; the preset's own where it is left out.
+    pub finest_scale: Option<u8>,
+    /// Flow is estimated on a picture this many times the stream's size, and averaged down.
+    #[serde(default = "one")]
+    pub upscale: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+pub enum Algorithm {
+    /// Dense inverse search (Kroeger et al., ECCV 2016).
+    #[serde(rename = "dis")]
+    Dis,
+    /// The paper's: dual TV-L1 (Zach et al., DAGM 2007); far from real time on a CPU.
+    #[serde(rename = "tv-l1")]
+    TvL1,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    Ultrafast,
+    #[default]
+    Fast,
+    Medium,
+}
+
+impl Default for FlowMethod {
+    fn default() -> Self {
+        FlowMethod { algorithm: Algorithm::Dis, preset: Preset::Fast, finest_scale: Some(1), upscale: 1 }
+    }
+}
+
+/// A tensor that a network gives at each step and takes at the next.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    pub input: String,
+    pub output: String,
+    pub shape: Vec<usize>,
+}
+
+/// A stream's graph in one precision.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    pub precision: Precision,
+    pub path: PathBuf,
+    pub sha256: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    F32,
+    F16,
+    Int8,
+}
+
+impl Precision {
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::F16 => "f16",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
+/// Decision settings: for all labels, and what differs for single ones. The config's `[events]` is the same table and
+/// wins over the manifest's `[decision]`, setting by setting; see [`LabelDecision`] for what each means.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decision {
+    pub start: Option<f32>,
+    pub end: Option<f32>,
+    pub by: Option<By>,
+    pub smooth_hops: Option<usize>,
+    pub min_hops: Option<usize>,
+    pub onset: Option<u32>,
+    pub offset: Option<u32>,
+    /// Labels that never become events.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    #[serde(default)]
+    pub label: BTreeMap<String, LabelDecision>,
+}
+
+/// Decision settings of a label, each optional; see `decide.rs` for what they do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelDecision {
+    /// An event opens when the score reaches this.
+    pub start: Option<f32>,
+    /// An event closes when the score falls below this.
+    pub end: Option<f32>,
+    /// Whether the score is the hop's own (peak) or the mean of the last `smooth_hops`.
+    pub by: Option<By>,
+    pub smooth_hops: Option<usize>,
+    /// Hops in a row that the score must hold before an event opens.
+    pub min_hops: Option<usize>,
+    /// Ticks before the end of the first window that was over `start`, at which the action is taken to have begun.
+    pub onset: Option<u32>,
+    /// Ticks before the end of the first window that was under `end`, at which the action is taken to have ended.
+    pub offset: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    Peak,
+    Mean,
+}
+
+impl Decision {
+    /// The settings for all labels, in the form of a label's.
+    pub fn for_all(&self) -> LabelDecision {
+        LabelDecision {
+            start: self.start,
+            end: self.end,
+            by: self.by,
+            smooth_hops: self.smooth_hops,
+            min_hops: self.min_hops,
+            onset: self.onset,
+            offset: self.offset,
+        }
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+fn twenty() -> f32 {
+    20.0
+}
+
+fn minus_one_to_one() -> [f32; 2] {
+    [-1.0, 1.0]
+}
+
+impl Stream {
+    pub fn channels(&self) -> usize {
+        match self.kind {
+            StreamKind::Rgb => 3,
+            StreamKind::Flow => 2 * self.stack,
+            StreamKind::RgbFlow => 3 + 2 * self.stack,
+        }
+    }
+
+    /// The input's shape for `frames` positions of the time axis.
+    pub fn shape(&self, frames: usize) -> Vec<usize> {
+        let [w, h] = self.size;
+        let c = self.channels();
+        match self.layout {
+            Layout::Ncthw => vec![1, c, frames, h, w],
+            Layout::Ntchw => vec![1, frames, c, h, w],
+            Layout::Nthwc => vec![1, frames, h, w, c],
+            Layout::Nchw => vec![1, c, h, w],
+        }
+    }
+
+    /// Ticks from the first frame that this stream sees (its oldest stacked flow included) to its last.
+    pub fn reach(&self) -> usize {
+        (self.frames - 1) * self.step + self.stack
+    }
+
+    /// The file to use for a backend that prefers these precisions in this order.
+    pub fn file(&self, preferred: &[Precision]) -> Option<&File> {
+        preferred.iter().find_map(|p| self.files.iter().find(|f| f.precision == *p))
+    }
+}
+
+impl Model {
+    /// Reads `folder/model.toml`, checks it, and checks that every file it names is there and has its sha256.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = if folder.is_file() { folder.to_owned() } else { folder.join("model.toml") };
+        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+        let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::model(format!(
+                "{}: no such model; a model is a folder with a model.toml and its ONNX files",
+                path.display()
+            )),
+            _ => Error::model(format!("cannot read {}", path.display())).caused_by(e),
+        })?;
+        let manifest: Manifest = config::parse_toml(&text, &path.display().to_string()).map_err(as_model)?;
+        let labels = read_labels(&folder.join(&manifest.labels))?;
+        let model = Model { folder, manifest, labels };
+        model.check().map_err(|e| e.context(path.display()))?;
+        for file in model.manifest.streams.iter().flat_map(|s| &s.files) {
+            check_sha256(&model.folder.join(&file.path), &file.sha256)?;
+        }
+        Ok(model)
+    }
+
+    pub fn stream_names(&self) -> Vec<&str> {
+        self.manifest.streams.iter().map(|s| s.name.as_str()).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        let m = &self.manifest;
+        let wrong = |what: String| Err(Error::model(what));
+        if m.fps != 25 {
+            return wrong(format!("fps is {}; the daemon's frames come at 25", m.fps));
+        }
+        if m.streams.is_empty() {
+            return wrong("no [[stream]]".into());
+        }
+        for (i, s) in m.streams.iter().enumerate() {
+            let wrong = |what: String| wrong(format!("stream `{}`: {what}", s.name));
+            if m.streams[..i].iter().any(|other| other.name == s.name) {
+                return wrong("a second stream of this name".into());
+            }
+            if s.frames == 0 || s.step == 0 || s.stack == 0 {
+                return wrong("frames, step and stack must be at least 1".into());
+            }
+            if s.reach() > WINDOW {
+                return wrong(format!("reaches over {} frames; the window holds {WINDOW}", s.reach()));
+            }
+            if s.layout == Layout::Nchw && s.frames != 1 {
+                return wrong(format!("layout NCHW has no time axis, yet frames is {}", s.frames));
+            }
+            if s.size.iter().any(|&n| n == 0 || n > 1024) {
+                return wrong(format!("size {:?} is not within 1..1024", s.size));
+            }
+            if !(s.bound.is_finite() && s.bound > 0.0) {
+                return wrong(format!("bound {} is not a positive number of pixels", s.bound));
+            }
+            if !(1..=4).contains(&s.flow.upscale) {
+                return wrong(format!("flow.upscale {} is not within 1..4", s.flow.upscale));
+            }
+            if s.dtype == Dtype::U8 && s.kind != StreamKind::Rgb {
+                return wrong("only an RGB stream can take u8".into());
+            }
+            if s.files.is_empty() {
+                return wrong("no [[stream.file]]".into());
+            }
+        }
+        let stream_names: Vec<&str> = m.streams.iter().map(|s| s.name.as_str()).collect();
+        let weights = m.fusion.weights.iter().chain(m.fusion.label.values().flatten());
+        for (name, weight) in weights {
+            if !stream_names.contains(&name.as_str()) {
+                return wrong(format!("fusion: there is no stream `{name}`"));
+            }
+            if !(weight.is_finite() && *weight >= 0.0) {
+                return wrong(format!("fusion: weight {weight} of `{name}` is not a number from 0 up"));
+            }
+        }
+        let named = m.decision.label.keys().chain(&m.decision.ignore).chain(m.fusion.label.keys()).chain(&m.background);
+        for label in named {
+            if !self.labels.contains(label) {
+                return wrong(format!("`{label}` is not in {}", m.labels.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_labels(path: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(path)
+        .map_err(|e| Error::model(format!("cannot read the labels {}", path.display())).caused_by(e))?;
+    let labels: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+    if labels.is_empty() {
+        return Err(Error::model(format!("{}: no labels in it", path.display())));
+    }
+    if let Some(twice) = labels.iter().enumerate().find(|(i, l)| labels[..*i].contains(l)) {
+        return Err(Error::model(format!("{}: label `{}` stands twice", path.display(), twice.1)));
+    }
+    Ok(labels)
+}
+
+fn check_sha256(path: &Path, expected: &str) -> Result<()> {
+    let cannot = |e| Error::model(format!("cannot read {}", path.display())).caused_by(e);
+    let mut file = fs::File::open(path).map_err(cannot)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer).map_err(cannot)? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    let found: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    if !found.eq_ignore_ascii_case(expected) {
+        return Err(Error::model(format!(
+            "{} is not the file that its manifest describes (sha256 {found}, expected {expected}); install the model again",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A manifest's typing error is the model's fault, not the config's.
+fn as_model(e: Error) -> Error {
+    Error::model(e.to_string())
+}

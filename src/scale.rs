@@ -1,0 +1,426 @@
+//! A picture of any size -> the model's sizes: RGB for the streams that see it, and luma for flow, in one pass over the
+//! source's own planes. No full-size colour conversion: planes are averaged down first and become RGB at the model's
+//! size, which is the same linear map applied to far fewer samples.
+
+use opencv::{core, imgproc, prelude::*};
+
+use crate::{
+    error::{Error, Result},
+    frame::{Matrix, Picture, Pixels, Plane},
+    model::{Fit, FlowMethod, Manifest, StreamKind},
+};
+
+/// Which part of the picture is watched: x, y, width, height as fractions of it.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Region(pub [f64; 4]);
+
+impl Region {
+    pub const WHOLE: Region = Region([0.0, 0.0, 1.0, 1.0]);
+}
+
+/// One size and fit that the model's streams ask for, each once however many streams share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ViewSpec {
+    /// Width, height.
+    pub size: [usize; 2],
+    pub fit: Fit,
+    pub rgb: bool,
+    pub flow: Option<FlowMethod>,
+}
+
+impl ViewSpec {
+    /// Size of the luma that flow is estimated on.
+    pub fn luma_size(&self) -> Option<[usize; 2]> {
+        self.flow.map(|f| [self.size[0] * f.upscale, self.size[1] * f.upscale])
+    }
+}
+
+/// The views that a model needs, and for each of its streams which one it takes.
+pub fn views(manifest: &Manifest) -> (Vec<ViewSpec>, Vec<usize>) {
+    let mut specs: Vec<ViewSpec> = Vec::new();
+    let mut of_stream = Vec::new();
+    for s in &manifest.streams {
+        let rgb = s.kind != StreamKind::Flow;
+        let flow = (s.kind != StreamKind::Rgb).then_some(s.flow);
+        let shared = specs.iter().position(|v| {
+            v.size == s.size && v.fit == s.fit && (v.flow.is_none() || flow.is_none() || v.flow == flow)
+        });
+        let index = shared.unwrap_or_else(|| {
+            specs.push(ViewSpec { size: s.size, fit: s.fit, rgb: false, flow: None });
+            specs.len() - 1
+        });
+        specs[index].rgb |= rgb;
+        specs[index].flow = specs[index].flow.or(flow);
+        of_stream.push(index);
+    }
+    (specs, of_stream)
+}
+
+/// A picture at one view's size.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scaled {
+    /// Height x width x 3, R first; empty where the view has no RGB.
+    pub rgb: Vec<u8>,
+    /// Full-range luma at [`ViewSpec::luma_size`]; empty where the view has no flow.
+    pub luma: Vec<u8>,
+}
+
+/// Scales one camera's pictures to all views. Holds its scratch memory: nothing is allocated once it has seen a picture.
+#[derive(Debug)]
+pub struct Scaler {
+    specs: Vec<ViewSpec>,
+    region: Region,
+    scratch: [Vec<u8>; 3],
+}
+
+/// A rectangle of whole samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rect {
+    x: usize,
+    y: usize,
+    width: usize,
+    height: usize,
+}
+
+impl Scaler {
+    pub fn new(specs: Vec<ViewSpec>, region: Region) -> Self {
+        Scaler { specs, region, scratch: Default::default() }
+    }
+
+    /// Fills `out`, one a view.
+    pub fn scale(&mut self, picture: &Picture, out: &mut Vec<Scaled>) -> Result<()> {
+        if picture.width == 0 || picture.height == 0 {
+            return Err(Error::internal("a picture without pixels"));
+        }
+        out.resize_with(self.specs.len(), Scaled::default);
+        for (spec, scaled) in self.specs.iter().zip(out) {
+            if spec.rgb {
+                let (from, to) = geometry(picture.width, picture.height, self.region, spec.fit, spec.size);
+                rgb(picture, from, spec.size, to, &mut self.scratch, &mut scaled.rgb)?;
+            }
+            if let Some(size) = spec.luma_size() {
+                let (from, to) = geometry(picture.width, picture.height, self.region, spec.fit, size);
+                luma(picture, from, size, to, &mut self.scratch[0], &mut scaled.luma)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which part of the picture goes to which part of the view.
+fn geometry(width: usize, height: usize, region: Region, fit: Fit, size: [usize; 2]) -> (Rect, Rect) {
+    let [rx, ry, rw, rh] = region.0;
+    let (x, w) = span(rx, rw, width);
+    let (y, h) = span(ry, rh, height);
+    let whole = Rect { x: 0, y: 0, width: size[0], height: size[1] };
+    let (sw, sh) = (size[0] as f64, size[1] as f64);
+    match fit {
+        Fit::Squeeze => (Rect { x, y, width: w, height: h }, whole),
+        Fit::Crop => {
+            // The short side scaled to 256/224 of the model's, and the centre cut out of it, is a cut of 224/256 of the
+            // short side out of the source, scaled once.
+            let scale = (w as f64 / sw).min(h as f64 / sh) * 224.0 / 256.0;
+            let cw = ((sw * scale).round() as usize).clamp(1, w);
+            let ch = ((sh * scale).round() as usize).clamp(1, h);
+            (Rect { x: x + (w - cw) / 2, y: y + (h - ch) / 2, width: cw, height: ch }, whole)
+        }
+        Fit::Letterbox => {
+            let scale = (sw / w as f64).min(sh / h as f64);
+            let tw = ((w as f64 * scale).round() as usize).clamp(1, size[0]);
+            let th = ((h as f64 * scale).round() as usize).clamp(1, size[1]);
+            let to = Rect { x: (size[0] - tw) / 2, y: (size[1] - th) / 2, width: tw, height: th };
+            (Rect { x, y, width: w, height: h }, to)
+        }
+    }
+}
+
+/// A fraction of `length` samples, at least one of them.
+fn span(start: f64, extent: f64, length: usize) -> (usize, usize) {
+    let from = ((start * length as f64).round() as usize).min(length - 1);
+    let to = (((start + extent) * length as f64).round() as usize).clamp(from + 1, length);
+    (from, to - from)
+}
+
+/// The same rectangle on a plane of half the size, its border rounded outwards.
+fn half(r: Rect) -> Rect {
+    let (x, y) = (r.x / 2, r.y / 2);
+    Rect { x, y, width: (r.x + r.width).div_ceil(2) - x, height: (r.y + r.height).div_ceil(2) - y }
+}
+
+fn rgb(
+    picture: &Picture,
+    from: Rect,
+    size: [usize; 2],
+    to: Rect,
+    scratch: &mut [Vec<u8>; 3],
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let bars = to.width != size[0] || to.height != size[1];
+    out.resize(size[0] * size[1] * 3, 0);
+    match picture.pixels {
+        Pixels::Rgb(plane) if !bars => resize(plane, 3, from, to.width, to.height, out),
+        Pixels::Rgb(plane) => {
+            let scaled = &mut scratch[0];
+            scaled.resize(to.width * to.height * 3, 0);
+            resize(plane, 3, from, to.width, to.height, scaled)?;
+            out.fill(0);
+            for (row, line) in scaled.chunks_exact(to.width * 3).enumerate() {
+                let start = ((to.y + row) * size[0] + to.x) * 3;
+                out[start..start + line.len()].copy_from_slice(line);
+            }
+            Ok(())
+        }
+        Pixels::I420 { y, u, v, matrix, full_range } => {
+            for (plane, part, buffer) in
+                [(y, from, 0), (u, half(from), 1), (v, half(from), 2)].map(|(p, r, i)| (p, r, i))
+            {
+                scratch[buffer].resize(to.width * to.height, 0);
+                resize(plane, 1, part, to.width, to.height, &mut scratch[buffer])?;
+            }
+            if bars {
+                out.fill(0);
+            }
+            let [ys, us, vs] = scratch;
+            let convert = YcbcrToRgb::new(matrix, full_range);
+            for row in 0..to.height {
+                let start = ((to.y + row) * size[0] + to.x) * 3;
+                let line = &mut out[start..start + to.width * 3];
+                let at = row * to.width..(row + 1) * to.width;
+                let samples = ys[at.clone()].iter().zip(&us[at.clone()]).zip(&vs[at]);
+                for (pixel, ((&y, &u), &v)) in line.chunks_exact_mut(3).zip(samples) {
+                    pixel.copy_from_slice(&convert.pixel(y, u, v));
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn luma(picture: &Picture, from: Rect, size: [usize; 2], to: Rect, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<()> {
+    let bars = to.width != size[0] || to.height != size[1];
+    out.resize(size[0] * size[1], 0);
+    if bars {
+        out.fill(0);
+    }
+    let place = |line: &[u8], row: usize, out: &mut [u8]| {
+        let start = (to.y + row) * size[0] + to.x;
+        out[start..start + line.len()].copy_from_slice(line);
+    };
+    match picture.pixels {
+        Pixels::Rgb(plane) => {
+            scratch.resize(to.width * to.height * 3, 0);
+            resize(plane, 3, from, to.width, to.height, scratch)?;
+            for row in 0..to.height {
+                let start = (to.y + row) * size[0] + to.x;
+                let pixels = scratch[row * to.width * 3..(row + 1) * to.width * 3].chunks_exact(3);
+                for (l, p) in out[start..start + to.width].iter_mut().zip(pixels) {
+                    // BT.601's weights in 1/65536, as OpenCV's RGB to grey.
+                    *l = ((19595 * u32::from(p[0]) + 38470 * u32::from(p[1]) + 7471 * u32::from(p[2]) + 32768) >> 16) as u8;
+                }
+            }
+        }
+        Pixels::I420 { y, full_range, .. } => {
+            scratch.resize(to.width * to.height, 0);
+            resize(y, 1, from, to.width, to.height, scratch)?;
+            if !full_range {
+                for l in scratch.iter_mut() {
+                    *l = ((i32::from(*l) - 16) * 255 / 219).clamp(0, 255) as u8;
+                }
+            }
+            for (row, line) in scratch.chunks_exact(to.width).enumerate() {
+                place(line, row, out);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Averages (or, for a small source, interpolates) a part of an interleaved plane to `width` x `height` samples.
+fn resize(plane: Plane, channels: usize, from: Rect, width: usize, height: usize, out: &mut [u8]) -> Result<()> {
+    let failed = |e: opencv::Error| Error::internal("OpenCV could not scale a picture").caused_by(e);
+    let start = from.y * plane.stride + from.x * channels;
+    let end = start + (from.height - 1) * plane.stride + from.width * channels;
+    if plane.data.len() < end || out.len() < width * height * channels {
+        return Err(Error::internal("a picture's plane is shorter than its size says"));
+    }
+    let kind = core::CV_MAKETYPE(core::CV_8U, channels as i32);
+    // SAFETY: both headers point into slices that outlive this call, and were checked above to hold what the sizes and
+    // strides say; OpenCV only reads through the first.
+    let source = unsafe {
+        core::Mat::new_rows_cols_with_data_unsafe(
+            from.height as i32,
+            from.width as i32,
+            kind,
+            plane.data[start..end].as_ptr().cast_mut().cast(),
+            plane.stride,
+        )
+    }
+    .map_err(failed)?;
+    let mut target = unsafe {
+        core::Mat::new_rows_cols_with_data_unsafe(height as i32, width as i32, kind, out.as_mut_ptr().cast(), width * channels)
+    }
+    .map_err(failed)?;
+    let before = target.data();
+    let size = core::Size::new(width as i32, height as i32);
+    imgproc::resize(&source, &mut target, size, 0.0, 0.0, imgproc::INTER_AREA).map_err(failed)?;
+    // OpenCV would have put its result elsewhere had the target not fitted.
+    if target.data() != before {
+        return Err(Error::internal("OpenCV did not scale in place"));
+    }
+    Ok(())
+}
+
+/// ITU-R BT.601 / BT.709 to RGB in 16-bit fixed point.
+struct YcbcrToRgb {
+    y_offset: i32,
+    y: i32,
+    rv: i32,
+    gu: i32,
+    gv: i32,
+    bu: i32,
+}
+
+impl YcbcrToRgb {
+    fn new(matrix: Matrix, full_range: bool) -> Self {
+        let (kr, kb) = match matrix {
+            Matrix::Bt601 => (0.299, 0.114),
+            Matrix::Bt709 => (0.2126, 0.0722),
+        };
+        let kg = 1.0 - kr - kb;
+        let (luma, chroma) = if full_range { (1.0, 1.0) } else { (255.0 / 219.0, 255.0 / 224.0) };
+        let fixed = |x: f64| (x * 65536.0).round() as i32;
+        YcbcrToRgb {
+            y_offset: if full_range { 0 } else { 16 },
+            y: fixed(luma),
+            rv: fixed(2.0 * (1.0 - kr) * chroma),
+            gu: fixed(-2.0 * (1.0 - kb) * kb / kg * chroma),
+            gv: fixed(-2.0 * (1.0 - kr) * kr / kg * chroma),
+            bu: fixed(2.0 * (1.0 - kb) * chroma),
+        }
+    }
+
+    fn pixel(&self, y: u8, u: u8, v: u8) -> [u8; 3] {
+        let y = (i32::from(y) - self.y_offset) * self.y + 32768;
+        let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
+        let clip = |x: i32| (x >> 16).clamp(0, 255) as u8;
+        [clip(y + self.rv * v), clip(y + self.gu * u + self.gv * v), clip(y + self.bu * u)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn rgb_picture(data: &[u8], width: usize, height: usize) -> Picture<'_> {
+        let pixels = Pixels::Rgb(Plane { data, stride: width * 3 });
+        Picture { width, height, time: Duration::ZERO, dropped: 0, pixels }
+    }
+
+    fn spec(size: [usize; 2], fit: Fit, upscale: usize) -> ViewSpec {
+        ViewSpec { size, fit, rgb: true, flow: Some(FlowMethod { upscale, ..FlowMethod::default() }) }
+    }
+
+    #[test]
+    fn squeezing_averages_areas() {
+        // Four columns 0, 40, 80, 120 become two of 20 and 100.
+        let data: Vec<u8> = (0..4 * 2).flat_map(|i| [(i % 4 * 40) as u8; 3]).collect();
+        let mut out = Vec::new();
+        Scaler::new(vec![spec([2, 2], Fit::Squeeze, 1)], Region::WHOLE).scale(&rgb_picture(&data, 4, 2), &mut out).unwrap();
+        assert_eq!(out[0].rgb, [[20; 3], [100; 3], [20; 3], [100; 3]].concat());
+        assert_eq!(out[0].luma, [20, 100, 20, 100]);
+    }
+
+    #[test]
+    fn the_papers_crop_is_the_centre_224_of_a_256_short_side() {
+        let (from, to) = geometry(340, 256, Region::WHOLE, Fit::Crop, [224, 224]);
+        assert_eq!(from, Rect { x: 58, y: 16, width: 224, height: 224 });
+        assert_eq!(to, Rect { x: 0, y: 0, width: 224, height: 224 });
+        let (from, _) = geometry(1080, 1920, Region::WHOLE, Fit::Crop, [112, 112]);
+        assert_eq!(from, Rect { x: 67, y: 487, width: 945, height: 945 });
+    }
+
+    #[test]
+    fn letterbox_keeps_the_shape_on_black() {
+        let (_, to) = geometry(1920, 1080, Region::WHOLE, Fit::Letterbox, [224, 224]);
+        assert_eq!(to, Rect { x: 0, y: 49, width: 224, height: 126 });
+        let data = [200u8; 4 * 2 * 3];
+        let mut out = Vec::new();
+        Scaler::new(vec![spec([4, 4], Fit::Letterbox, 2)], Region::WHOLE).scale(&rgb_picture(&data, 4, 2), &mut out).unwrap();
+        let rows: Vec<bool> = out[0].rgb.chunks(12).map(|r| r.iter().all(|&v| v == 200)).collect();
+        assert_eq!(rows, [false, true, true, false]);
+        assert_eq!(out[0].luma.iter().filter(|&&v| v == 0).count(), 32);
+    }
+
+    #[test]
+    fn a_region_shows_only_itself() {
+        let data: Vec<u8> = (0..8 * 8).flat_map(|i| if i % 8 >= 4 && i / 8 >= 4 { [250, 0, 0] } else { [0, 0, 250] }).collect();
+        let mut out = Vec::new();
+        let region = Region([0.5, 0.5, 0.5, 0.5]);
+        Scaler::new(vec![spec([2, 2], Fit::Squeeze, 1)], region).scale(&rgb_picture(&data, 8, 8), &mut out).unwrap();
+        assert_eq!(out[0].rgb, [[250, 0, 0]; 4].concat());
+    }
+
+    #[test]
+    fn planar_and_packed_pictures_of_one_colour_agree() {
+        // BT.601 limited range of (180, 90, 30), rounded.
+        let (y, u, v) = (108u8, 92u8, 172u8);
+        let (ys, us, vs) = (vec![y; 7 * 5], vec![u; 4 * 3], vec![v; 4 * 3]);
+        let plane = |data, stride| Plane { data, stride };
+        let picture = Picture {
+            width: 7,
+            height: 5,
+            time: Duration::ZERO,
+            dropped: 0,
+            pixels: Pixels::I420 {
+                y: plane(&ys, 7),
+                u: plane(&us, 4),
+                v: plane(&vs, 4),
+                matrix: Matrix::Bt601,
+                full_range: false,
+            },
+        };
+        let mut out = Vec::new();
+        Scaler::new(vec![spec([4, 4], Fit::Squeeze, 2)], Region::WHOLE).scale(&picture, &mut out).unwrap();
+        for pixel in out[0].rgb.chunks(3) {
+            for (found, expected) in pixel.iter().zip([180, 90, 30]) {
+                assert!(found.abs_diff(expected) <= 3, "{pixel:?}");
+            }
+        }
+        assert!(out[0].luma.iter().all(|l| l.abs_diff(107) <= 1), "{:?}", out[0].luma[0]);
+    }
+
+    #[test]
+    fn full_range_ends_stay_black_and_white() {
+        for (full, black, white) in [(true, 0, 255), (false, 16, 235)] {
+            for matrix in [Matrix::Bt601, Matrix::Bt709] {
+                let c = YcbcrToRgb::new(matrix, full);
+                assert_eq!(c.pixel(black, 128, 128), [0, 0, 0]);
+                assert_eq!(c.pixel(white, 128, 128), [255, 255, 255]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_single_pixel_and_a_single_row_fill_the_view() {
+        let mut out = Vec::new();
+        for (w, h) in [(1, 1), (1, 500), (500, 1), (2, 3)] {
+            for fit in [Fit::Squeeze, Fit::Crop, Fit::Letterbox] {
+                let data = vec![77u8; w * h * 3];
+                Scaler::new(vec![spec([8, 8], fit, 2)], Region::WHOLE).scale(&rgb_picture(&data, w, h), &mut out).unwrap();
+                assert!(out[0].rgb.contains(&77), "{w}x{h} {fit:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_plane_that_is_too_short_is_an_error() {
+        let data = [0u8; 10];
+        let e = Scaler::new(vec![spec([2, 2], Fit::Squeeze, 1)], Region::WHOLE)
+            .scale(&rgb_picture(&data, 4, 4), &mut Vec::new())
+            .unwrap_err();
+        assert!(e.to_string().contains("shorter"), "{e}");
+    }
+}
