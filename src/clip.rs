@@ -90,7 +90,14 @@ impl Clip {
         ends.iter().map(|&end| self.score(model, network, end, window.max(1), false)).collect()
     }
 
-    fn score(&self, model: &Model, network: &mut dyn Network, end: usize, length: usize, whole: bool) -> Result<Logits> {
+    fn score(
+        &self,
+        model: &Model,
+        network: &mut dyn Network,
+        end: usize,
+        length: usize,
+        whole: bool,
+    ) -> Result<Logits> {
         let (_, view_of_stream) = scale::views(&model.manifest);
         let start = end.saturating_sub(length);
         let real = end - start;

@@ -123,12 +123,18 @@ impl Plan {
     /// Errors: all that were found, each with line and column.
     pub fn load(path: &Path) -> Result<Plan, Vec<Error>> {
         let name = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|e| vec![Error::config(format!("cannot read {name}")).caused_by(e)])?;
+        let text =
+            fs::read_to_string(path).map_err(|e| vec![Error::config(format!("cannot read {name}")).caused_by(e)])?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let (file, mut errors) = parse_all::<File>(&text, &name);
-        let Some(file) = file else { return Err(errors) };
-        let plan = check(file, &text, &name, folder, &mut errors);
-        if errors.is_empty() { Ok(plan) } else { Err(errors) }
+        let plan = file.map(|file| check(file, &text, &name, folder, &mut errors));
+        match plan {
+            Some(plan) if errors.is_empty() => Ok(plan),
+            _ => {
+                errors.sort_by_key(|(place, _)| *place);
+                Err(errors.into_iter().map(|(_, e)| e).collect())
+            }
+        }
     }
 }
 
@@ -148,10 +154,13 @@ pub fn camera_from_argument(source: &str, taken: &[Camera]) -> Result<Camera> {
     Ok(Camera { id, source: uri, options: source::Options::default(), region: Region::WHOLE })
 }
 
-fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Error>) -> Plan {
+/// An error and where in the text it is.
+type Placed = (usize, Error);
+
+fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Placed>) -> Plan {
     let at = |span: std::ops::Range<usize>, what: String| {
         let (line, column) = position(text, span.start);
-        Error::config(format!("{name}:{line}:{column}: {what}"))
+        (span.start, Error::config(format!("{name}:{line}:{column}: {what}")))
     };
     let mut plan = Plan::new();
     if let Some(id) = file.device.id {
@@ -172,7 +181,10 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Err
     plan.mode = file.model.mode;
     if let Some(hop) = file.model.hop {
         if !(1..=crate::ring::WINDOW).contains(hop.get_ref()) {
-            errors.push(at(hop.span(), format!("a hop of {} frames is not within 1..{}", hop.get_ref(), crate::ring::WINDOW)));
+            errors.push(at(
+                hop.span(),
+                format!("a hop of {} frames is not within 1..{}", hop.get_ref(), crate::ring::WINDOW),
+            ));
         }
         plan.hop = hop.into_inner();
     }
@@ -181,7 +193,7 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Err
     }
     plan.events = file.events;
     if file.camera.is_empty() && errors.is_empty() {
-        errors.push(Error::config(format!("{name}: there is no [[camera]] in it; each needs an id and a source")));
+        errors.push((0, Error::config(format!("{name}: there is no [[camera]] in it; each needs an id and a source"))));
     }
     for entry in file.camera {
         let id = entry.id.get_ref();
@@ -249,8 +261,8 @@ pub fn parse_toml<T: DeserializeOwned>(text: &str, name: &str) -> Result<T> {
 }
 
 /// Parses TOML and finds all errors in it: after each, the line at fault is left out and the rest read again.
-fn parse_all<T: DeserializeOwned>(text: &str, name: &str) -> (Option<T>, Vec<Error>) {
-    let mut errors = Vec::new();
+fn parse_all<T: DeserializeOwned>(text: &str, name: &str) -> (Option<T>, Vec<Placed>) {
+    let mut errors: Vec<Placed> = Vec::new();
     let mut rest = text.to_owned();
     // More than this many errors in one config help nobody.
     for _ in 0..20 {
@@ -260,18 +272,20 @@ fn parse_all<T: DeserializeOwned>(text: &str, name: &str) -> (Option<T>, Vec<Err
         };
         // What is missing may only be missing because its line was left out.
         if errors.is_empty() || !e.message().starts_with("missing field") {
-            errors.push(located(&e, text, name));
+            errors.push((e.span().map_or(0, |s| s.start), located(&e, text, name)));
         }
         let Some(span) = e.span() else { break };
         let start = rest[..span.start.min(rest.len())].rfind('\n').map_or(0, |i| i + 1);
-        let end = rest[start..].find('\n').map_or(rest.len(), |i| start + i);
+        // Without its heading, what stands in a table would be read as part of the one before.
+        let until = if rest[start..].starts_with('[') { "\n[" } else { "\n" };
+        let end = rest[start..].find(until).map_or(rest.len(), |i| start + i);
         let multi_line = span.end > end;
         let blank = start == end || rest[start..end].starts_with('#');
         if multi_line || blank {
             break;
         }
         // The same length, so that later positions stay true.
-        let comment = "#".repeat(end - start);
+        let comment: String = rest[start..end].bytes().map(|b| if b == b'\n' { '\n' } else { '#' }).collect();
         rest.replace_range(start..end, &comment);
     }
     (None, errors)
@@ -370,7 +384,13 @@ path = "events"
             .replace("usb:0", "ftp://x")
             .replace("0.8, 1.0", "0.95, 1.0");
         let errors = load(&text).unwrap_err();
-        let expected = ["actiond.toml:8:1: ", "actiond.toml:17:9: ", "actiond.toml:12:10: ", "actiond.toml:14:6: ", "actiond.toml:15:10: "];
+        let expected = [
+            "actiond.toml:8:1: ",
+            "actiond.toml:17:9: ",
+            "actiond.toml:12:10: ",
+            "actiond.toml:14:6: ",
+            "actiond.toml:15:10: ",
+        ];
         assert_eq!(errors.len(), expected.len(), "{errors:#?}");
         for place in expected {
             assert!(errors.iter().any(|e| e.starts_with(place)), "{place} in {errors:#?}");

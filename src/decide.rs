@@ -470,3 +470,414 @@ fn known(model: &Model, decision: &Decision) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const HOP: u64 = 8;
+    const WINDOW: u64 = 64;
+
+    /// Numbers that are the same at every run (SplitMix64).
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        }
+
+        fn below(&mut self, n: u64) -> u64 {
+            self.next() % n
+        }
+
+        fn score(&mut self) -> f32 {
+            self.below(10_001) as f32 / 10_000.0
+        }
+    }
+
+    fn model(labels: &[&str], decision: &str) -> Model {
+        let manifest = format!(
+            "name = \"test\"\nversion = \"1\"\narchitecture = \"x\"\nlicence = \"x\"\nsource = \"x\"\nfps = 25\n\
+             labels = \"labels.txt\"\nstream = []\nfusion = {{ rule = \"probabilities\" }}\n{decision}"
+        );
+        Model {
+            folder: ".".into(),
+            manifest: config::parse_toml(&manifest, "model.toml").unwrap(),
+            labels: labels.iter().map(|l| l.to_string()).collect(),
+        }
+    }
+
+    fn events(text: &str) -> Decision {
+        config::parse_toml(text, "x").unwrap()
+    }
+
+    fn decider(labels: &[&str], decision: &str) -> Decider {
+        Decider::new(&model(labels, decision), &Decision::default(), HOP as usize).unwrap()
+    }
+
+    fn step(decider: &mut Decider, last: u64, fused: &[f32]) -> Vec<Change> {
+        let scores = Scores { fused: fused.to_vec(), streams: Vec::new() };
+        let first_frame = (last + 1).saturating_sub(WINDOW);
+        decider.step(&HopScores { first_frame, last_frame: last, scores: &scores }).to_vec()
+    }
+
+    /// One label's scores, a hop each from the first full window on; then the end.
+    fn play(decider: &mut Decider, scores: &[f32]) -> Vec<Change> {
+        let last = |i: usize| WINDOW - 1 + i as u64 * HOP;
+        let mut changes: Vec<Change> =
+            scores.iter().enumerate().flat_map(|(i, s)| step(decider, last(i), &[*s])).collect();
+        changes.extend_from_slice(decider.finish(last(scores.len() - 1)));
+        changes
+    }
+
+    fn spans(changes: &[Change]) -> Vec<(u64, u64)> {
+        changes.iter().filter_map(|c| Some((c.start_frame, c.end_frame?))).collect()
+    }
+
+    const PEAK: &str = "[decision]\nby = \"peak\"";
+
+    fn fusion(text: &str) -> Fusion {
+        config::parse_toml(text, "x").unwrap()
+    }
+
+    fn names(labels: &[&str]) -> Vec<String> {
+        labels.iter().map(|l| l.to_string()).collect()
+    }
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6)
+    }
+
+    #[test]
+    fn probabilities_are_averaged_by_weight_each_label_by_its_own() {
+        let rule = "rule = \"probabilities\"\nweights = { rgb = 3.0 }\nlabel.c = { flow = 0.0 }";
+        let mut out = Scores::default();
+        // Softmax: 1/2, 1/4, 1/4 and 1/4, 1/4, 1/2.
+        let (rgb, flow) = ([2f32.ln(), 0.0, 0.0], [0.0, 0.0, 2f32.ln()]);
+        fuse(&fusion(rule), &["rgb", "flow"], &names(&["a", "b", "c"]), &[&rgb, &flow], &mut out).unwrap();
+        assert!(close(&out.streams[0], &[0.5, 0.25, 0.25]) && close(&out.streams[1], &[0.25, 0.25, 0.5]));
+        assert!(close(&out.fused, &[(3.0 * 0.5 + 0.25) / 4.0, 0.25, 0.25]), "{:?}", out.fused);
+    }
+
+    #[test]
+    fn logits_are_summed_by_weight() {
+        let mut out = Scores::default();
+        let rule = fusion("rule = \"logits\"\nweights = { flow = 2.0 }");
+        let logits = [vec![0.5, 1.0], vec![1.0, 0.0]];
+        fuse(&rule, &["rgb", "flow"], &names(&["a", "b"]), &[&logits[0], &logits[1]], &mut out).unwrap();
+        let e = 1.5f32.exp();
+        assert!(close(&out.fused, &[e / (e + 1.0), 1.0 / (e + 1.0)]));
+        assert!(close(&fused_logits(&rule, &["rgb", "flow"], &logits), &[2.5, 1.0]));
+    }
+
+    #[test]
+    fn what_is_no_number_is_an_error_that_names_the_stream() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for rule in ["rule = \"probabilities\"", "rule = \"logits\""] {
+                let mut out = Scores::default();
+                let e =
+                    fuse(&fusion(rule), &["rgb", "flow"], &names(&["a", "b"]), &[&[0.0, 1.0], &[bad, 0.0]], &mut out);
+                let e = e.unwrap_err().to_string();
+                assert!(e.contains("`flow`") && e.contains("`a`"), "{e}");
+            }
+        }
+        let rule = fusion("rule = \"logits\"");
+        let e = fuse(&rule, &["rgb", "flow"], &names(&["a"]), &[&[f32::MAX], &[f32::MAX]], &mut Scores::default());
+        assert!(e.is_err());
+    }
+
+    #[test]
+    fn logits_of_any_size_give_probabilities() {
+        let mut random = Random(1);
+        let labels = names(&["a", "b", "c", "d"]);
+        let mut out = Scores::default();
+        for _ in 0..1000 {
+            let mut logits = || [0; 4].map(|_| (random.score() - 0.5) * 10f32.powi(random.below(38) as i32));
+            let (rgb, flow) = (logits(), logits());
+            fuse(&fusion("rule = \"probabilities\""), &["rgb", "flow"], &labels, &[&rgb, &flow], &mut out).unwrap();
+            assert!(out.fused.iter().all(|p| (0.0..=1.0).contains(p)));
+            assert!((out.fused.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn logits_that_do_not_fit_are_the_model_s_fault() {
+        let mut out = Scores::default();
+        let rule = fusion("rule = \"probabilities\"\nweights = { rgb = 0.0, flow = 0.0 }");
+        let labels = names(&["a", "b"]);
+        for logits in [&[&[0.0f32, 1.0][..]][..], &[&[0.0, 1.0], &[0.0]], &[&[0.0, 1.0], &[0.0, 1.0]]] {
+            assert_eq!(fuse(&rule, &["rgb", "flow"], &labels, logits, &mut out).unwrap_err().exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn settings_are_merged_layer_by_layer() {
+        let model = model(
+            &["walking", "falling", "nothing"],
+            "background = \"nothing\"\n[decision]\nstart = 0.7\nmin_hops = 2\n[decision.label.falling]\nby = \"peak\"\nstart = 0.5\nonset = 20",
+        );
+        let config = events("end = 0.3\nmin_hops = 3\n[label.falling]\nmin_hops = 1\nend = 0.2");
+        let settings = settings(&model, &config).unwrap();
+        let common = Settings { start: 0.7, end: 0.3, min_hops: 3, ..Settings::default() };
+        assert_eq!(settings[0], common);
+        let falling = Settings { start: 0.5, end: 0.2, by: By::Peak, min_hops: 1, onset: 20, ..common };
+        assert_eq!(settings[1], falling);
+        assert_eq!(by_label(&model, &config).unwrap(), [By::Mean, By::Peak, By::Mean]);
+    }
+
+    #[test]
+    fn wrong_settings_are_told_with_whose_they_are() {
+        let labels = ["walking", "falling"];
+        let good = model(&labels, "");
+        for (text, words) in [
+            ("start = 1.5", "start 1.5 is not within 0..1"),
+            ("start = nan", "start NaN"),
+            ("start = 0.3", "would end below 0.4 and start only from 0.3"),
+            ("smooth_hops = 0", "smooth_hops 0"),
+            ("min_hops = 0", "min_hops 0"),
+            ("min_hops = 100000", "min_hops 100000"),
+            ("onset = 1000", "onset 1000"),
+            ("ignore = [\"wallking\"]", "did you mean `walking`?"),
+            ("[label.fallling]\nstart = 0.5", "did you mean `falling`?"),
+            ("[label.falling]\nend = 0.9", "`falling`"),
+        ] {
+            let e = Decider::new(&good, &events(text), 8).unwrap_err();
+            assert!(e.to_string().starts_with("events: ") && e.to_string().contains(words), "{text}: {e}");
+            assert_eq!(e.kind(), crate::error::Kind::Config);
+        }
+        let e = Decider::new(&model(&labels, "[decision]\nend = 0.9"), &Decision::default(), 8).unwrap_err();
+        assert_eq!(e.kind(), crate::error::Kind::Model);
+    }
+
+    #[test]
+    fn background_and_ignored_labels_never_open() {
+        let model = model(&["nothing", "a", "b", "c"], "background = \"nothing\"\n[decision]\nignore = [\"a\"]");
+        let mut decider = Decider::new(&model, &events("ignore = [\"b\"]"), 8).unwrap();
+        let changes = step(&mut decider, 63, &[1.0; 4]);
+        assert_eq!(changes.iter().map(|c| c.label).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn an_event_waits_for_its_hops_and_is_dated_from_the_first() {
+        let mut decider = decider(&["a"], "[decision]\nby = \"peak\"\nmin_hops = 3");
+        let changes = play(&mut decider, &[0.0, 0.9, 0.9, 0.0, 0.7, 0.9, 0.8, 0.7, 0.1]);
+        let told: Vec<_> = changes.iter().map(|c| (c.phase, c.score, c.peak)).collect();
+        assert_eq!(told, [(Phase::Start, 0.8, 0.9), (Phase::End, 0.1, 0.9)]);
+        // The first of the run is the fifth hop, whose window ends with frame 95.
+        assert_eq!(changes[0].start_frame, 96 - 32);
+        assert_eq!(changes[1].end_frame, Some(128 - 32));
+    }
+
+    #[test]
+    fn what_is_there_from_the_beginning_to_the_end_is_dated_so() {
+        let mut decider = decider(&["a"], "");
+        assert_eq!(spans(&play(&mut decider, &[0.9; 4])), [(0, 64 + 3 * 8)]);
+        // A recording shorter than the window.
+        let mut decider = self::decider(&["a"], "");
+        assert_eq!(step(&mut decider, 39, &[0.9])[0].start_frame, 0);
+        assert_eq!(decider.finish(39)[0].end_frame, Some(40));
+    }
+
+    #[test]
+    fn updates_come_every_five_seconds_and_keep_the_start() {
+        let changes = play(&mut decider(&["a"], PEAK), &[0.9; 60]);
+        let told: Vec<_> = changes.iter().map(|c| (c.phase, c.start_frame, c.end_frame)).collect();
+        let update = (Phase::Update, 0, None);
+        assert_eq!(told, [(Phase::Start, 0, None), update, update, update, (Phase::End, 0, Some(64 + 59 * 8))]);
+    }
+
+    #[test]
+    fn within_the_band_nothing_changes() {
+        let mut random = Random(2);
+        for by in ["peak", "mean"] {
+            let mut decider = decider(&["a"], &format!("[decision]\nby = \"{by}\""));
+            let band = |random: &mut Random| 0.4 + 0.1999 * random.score();
+            assert!((0..500).all(|i| step(&mut decider, 63 + i * 8, &[band(&mut random)]).is_empty()));
+            let opened = (500..510).flat_map(|i| step(&mut decider, 63 + i * 8, &[0.9])).count();
+            assert_eq!(opened, 1);
+            for i in 510..1000 {
+                let changes = step(&mut decider, 63 + i * 8, &[band(&mut random)]);
+                assert!(changes.iter().all(|c| c.phase == Phase::Update), "{changes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gap_leaves_events_open_and_forgets_the_mean() {
+        let mut decider = decider(&["a", "b"], "[decision]\nmin_hops = 2");
+        for i in 0..3 {
+            step(&mut decider, 63 + i * 8, &[0.9, 0.0]);
+        }
+        step(&mut decider, 87, &[0.9, 1.0]);
+        decider.gap(100);
+        // A mean over the cut would have kept `a` over 0.4; and the run of `b` begins anew.
+        let changes = step(&mut decider, 300, &[0.2, 0.9]);
+        assert_eq!(changes.iter().map(|c| (c.label, c.phase)).collect::<Vec<_>>(), [(0, Phase::End)]);
+        assert_eq!(changes[0].end_frame, Some(301 - 32));
+        let changes = step(&mut decider, 308, &[0.2, 0.9]);
+        assert_eq!((changes[0].label, changes[0].phase, changes[0].start_frame), (1, Phase::Start, 301 - 32));
+    }
+
+    #[test]
+    fn the_best_labels_are_in_order() {
+        let top = top(&[0.1, 0.3, 0.05, 0.3, 0.2, 0.04, 0.01]);
+        assert_eq!(top.as_slice(), [(1, 0.3), (3, 0.3), (4, 0.2), (0, 0.1), (2, 0.05)]);
+        assert_eq!(self::top(&[0.5]).len(), 1);
+    }
+
+    /// How an action on frames `from..to` looks to windows: the score follows the share of the window that it fills.
+    fn seen(from: u64, to: u64, hops: u64, score: impl Fn(f32) -> f32) -> Vec<f32> {
+        let share = |i: u64| {
+            let end = WINDOW + i * HOP;
+            end.min(to).saturating_sub(from.max(end - WINDOW)) as f32 / WINDOW as f32
+        };
+        (0..hops).map(|i| score(share(i))).collect()
+    }
+
+    #[test]
+    fn an_action_is_dated_within_a_hop_of_when_it_was() {
+        let mut random = Random(3);
+        let model = |share: f32| if share >= 0.5 { 0.97 } else { 0.02 };
+        for by in ["mean", "peak"] {
+            for _ in 0..500 {
+                let from = 40 + random.below(400);
+                let to = from + 56 + random.below(300);
+                let mut decider = decider(&["a"], &format!("[decision]\nby = \"{by}\""));
+                let spans = spans(&play(&mut decider, &seen(from, to, 120, model)));
+                let [(start, end)] = spans[..] else { panic!("{from}..{to}: {spans:?}") };
+                assert!(
+                    start.abs_diff(from) <= HOP && end.abs_diff(to) <= HOP,
+                    "{by}: {from}..{to} was {start}..{end}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_action_that_fades_in_is_dated_within_half_a_second() {
+        let mut random = Random(4);
+        let model = |share: f32| 1.0 / (1.0 + (-12.0 * (share - 0.5)).exp());
+        for _ in 0..500 {
+            let from = 40 + random.below(400);
+            let to = from + 56 + random.below(300);
+            let spans = spans(&play(&mut decider(&["a"], ""), &seen(from, to, 120, model)));
+            let [(start, end)] = spans[..] else { panic!("{from}..{to}: {spans:?}") };
+            assert!(start.abs_diff(from) <= 13 && end.abs_diff(to) <= 13, "{from}..{to} was {start}..{end}");
+        }
+    }
+
+    /// Settings and a score sequence of any kind: noise, plateaus, exact thresholds; hops of any length, gaps between.
+    fn scenario(random: &mut Random, labels: usize) -> (String, Vec<(u64, Vec<f32>, bool)>) {
+        let end = random.score();
+        let start = end + (1.0 - end) * random.score();
+        let settings = format!(
+            "[decision]\nstart = {start}\nend = {end}\nby = \"{}\"\nsmooth_hops = {}\nmin_hops = {}\nonset = {}\noffset = {}\n",
+            if random.below(2) == 0 { "mean" } else { "peak" },
+            1 + random.below(5),
+            1 + random.below(3),
+            random.below(100),
+            random.below(100),
+        );
+        let mut last = random.below(64);
+        let mut held = vec![0.0; labels];
+        let hops = (0..100 + random.below(200)).map(|_| {
+            last += 1 + random.below(16);
+            for score in &mut held {
+                *score = match random.below(6) {
+                    0 => random.score(),
+                    1 => start,
+                    2 => end,
+                    _ => *score,
+                };
+            }
+            (last, held.clone(), random.below(30) == 0)
+        });
+        (settings, hops.collect())
+    }
+
+    fn run(decider: &mut Decider, hops: &[(u64, Vec<f32>, bool)]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (last, scores, gap) in hops {
+            if *gap {
+                decider.gap(10);
+            }
+            let before = changes.len();
+            changes.extend(step(decider, *last, scores));
+            let newest = &changes[before..];
+            assert!(newest.iter().all(|c| c.start_frame <= *last && c.end_frame.is_none_or(|e| e <= last + 1)));
+        }
+        changes.extend_from_slice(decider.finish(hops.last().map_or(0, |h| h.0)));
+        changes
+    }
+
+    #[test]
+    fn whatever_the_scores_phases_are_well_formed() {
+        let mut random = Random(5);
+        let labels = ["a", "b", "c"];
+        let mut seen = [0; 3];
+        for _ in 0..500 {
+            let (settings, hops) = scenario(&mut random, labels.len());
+            let changes = run(&mut decider(&labels, &settings), &hops);
+            for label in 0..labels.len() {
+                let mut open: Option<&Change> = None;
+                let mut last_end = 0;
+                for change in changes.iter().filter(|c| c.label == label) {
+                    seen[change.phase as usize] += 1;
+                    assert_eq!(change.end_frame.is_some(), change.phase == Phase::End);
+                    assert!(change.peak >= change.score, "{change:?}");
+                    match (change.phase, open) {
+                        (Phase::Start, None) => {
+                            assert!(change.start_frame >= last_end, "{change:?} within the event before");
+                            open = Some(change);
+                        }
+                        (Phase::Update, Some(started)) => assert_eq!(change.start_frame, started.start_frame),
+                        (Phase::End, Some(started)) => {
+                            assert_eq!(change.start_frame, started.start_frame);
+                            last_end = change.end_frame.unwrap();
+                            assert!(last_end > change.start_frame);
+                            open = None;
+                        }
+                        (phase, open) => panic!("{phase:?} after {open:?}"),
+                    }
+                }
+                assert_eq!(open, None, "finish closes everything");
+            }
+        }
+        assert!(seen.iter().all(|n| *n > 500), "the scenarios are of every kind: {seen:?}");
+    }
+
+    #[test]
+    fn the_same_scores_give_the_same_changes() {
+        let mut random = Random(6);
+        for _ in 0..100 {
+            let (settings, hops) = scenario(&mut random, 2);
+            let once = run(&mut decider(&["a", "b"], &settings), &hops);
+            assert_eq!(run(&mut decider(&["a", "b"], &settings), &hops), once);
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_labels_does_not_matter() {
+        let mut random = Random(7);
+        let (labels, turned) = (["a", "b", "c"], ["c", "a", "b"]);
+        for _ in 0..100 {
+            let (settings, hops) = scenario(&mut random, 3);
+            let turned_hops: Vec<_> = hops.iter().map(|(l, s, g)| (*l, vec![s[2], s[0], s[1]], *g)).collect();
+            let told = |names: [&str; 3], changes: Vec<Change>| {
+                let mut by_label: BTreeMap<String, Vec<_>> = BTreeMap::new();
+                for c in changes {
+                    let told = (c.phase, c.score.to_bits(), c.peak.to_bits(), c.start_frame, c.end_frame);
+                    by_label.entry(names[c.label].into()).or_default().push(told);
+                }
+                by_label
+            };
+            let straight = told(labels, run(&mut decider(&labels, &settings), &hops));
+            assert_eq!(told(turned, run(&mut decider(&turned, &settings), &turned_hops)), straight);
+        }
+    }
+}

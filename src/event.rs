@@ -96,7 +96,7 @@ impl Event {
             Some(end) => end.duration_since(self.start),
             None => {
                 let frames = (self.last_frame + 1).saturating_sub(self.first_frame);
-                SignedDuration::from_millis((frames.saturating_mul(1000) / FPS as u64).min(i64::MAX as u64) as i64)
+                SignedDuration::from_millis((frames.saturating_mul(1000) / FPS).min(i64::MAX as u64) as i64)
             }
         }
     }
@@ -173,10 +173,7 @@ pub(crate) fn sample(seq: u64) -> Event {
         label: "walking".into(),
         score: 0.8125,
         peak: 0.9,
-        top: vec![
-            Top { label: "walking".into(), score: 0.8125 },
-            Top { label: "running".into(), score: 0.1 },
-        ],
+        top: vec![Top { label: "walking".into(), score: 0.8125 }, Top { label: "running".into(), score: 0.1 }],
         streams: BTreeMap::from([("rgb".into(), 0.7), ("flow".into(), 0.925)]),
         start,
         end: None,
@@ -205,7 +202,7 @@ mod tests {
         assert_eq!(
             serde_json::to_string(&sample(7)).unwrap(),
             concat!(
-                r#"{"v":1,"id":"01KAT1DYA0JXWT1HYMMKKMQ22A","seq":7,"device":"dock-3","camera":"door","phase":"start","#,
+                r#"{"v":1,"id":"01M85H5Z60EY8PPCFPP1BZGYTW","seq":7,"device":"dock-3","camera":"door","phase":"start","#,
                 r#""label":"walking","score":0.8125,"peak":0.9,"#,
                 r#""top":[{"label":"walking","score":0.8125},{"label":"running","score":0.1}],"#,
                 r#""streams":{"flow":0.925,"rgb":0.7},"start":"2026-11-24T01:02:03.456Z","end":null,"#,
@@ -264,8 +261,13 @@ mod tests {
         let one = id(t, "a", "b", "c", 1);
         assert_eq!(one, id(t, "a", "b", "c", 1));
         let later = t + SignedDuration::from_millis(1);
-        let others =
-            [id(t, "x", "b", "c", 1), id(t, "a", "x", "c", 1), id(t, "a", "b", "x", 1), id(t, "a", "b", "c", 2), id(t, "ab", "", "c", 1)];
+        let others = [
+            id(t, "x", "b", "c", 1),
+            id(t, "a", "x", "c", 1),
+            id(t, "a", "b", "x", 1),
+            id(t, "a", "b", "c", 2),
+            id(t, "ab", "", "c", 1),
+        ];
         assert!(others.iter().all(|o| *o != one && o[..10] == one[..10]), "{others:?}");
         assert!(id(later, "a", "b", "c", 1) > one);
         assert_eq!(&id("1931-01-01T00:00Z".parse().unwrap(), "a", "b", "c", 1)[..10], "0000000000");

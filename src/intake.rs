@@ -4,7 +4,10 @@
 use crate::{
     cadence::{Admission, Cadence},
     error::Result,
-    flow::{Flow, cpu::{CpuFlow, average_down}},
+    flow::{
+        Flow,
+        cpu::{CpuFlow, average_down},
+    },
     frame::{Frame, Picture, View},
     scale::{Region, Scaled, Scaler, ViewSpec},
 };

@@ -85,12 +85,10 @@ impl Journal {
     pub fn append(&mut self, event: &mut Event) -> Result<()> {
         event.seq = self.next;
         self.line.clear();
-        let written = serde_json::to_writer(&mut self.line, event)
-            .map_err(io::Error::from)
-            .and_then(|()| {
-                self.line.push(b'\n');
-                self.write()
-            });
+        let written = serde_json::to_writer(&mut self.line, event).map_err(io::Error::from).and_then(|()| {
+            self.line.push(b'\n');
+            self.write()
+        });
         match written {
             Ok(()) => {
                 self.length += self.line.len() as u64;
@@ -177,7 +175,9 @@ impl Journal {
             let torn = &tail[whole..];
             let ours = BEGINNING.starts_with(torn) || torn.starts_with(BEGINNING) || torn.iter().all(|b| *b == 0);
             if last.is_none() && (damaged > 0 || !ours) {
-                return Err(Damage::Foreign("this is not a journal, and is left as it is; choose another folder".into()));
+                return Err(Damage::Foreign(
+                    "this is not a journal, and is left as it is; choose another folder".into(),
+                ));
             }
             if damaged > 0 {
                 log::warn!("{}: the last {damaged} lines are damaged", self.path().display());
@@ -299,7 +299,12 @@ impl Reader {
             }
             match serde_json::from_slice::<Event>(&self.line) {
                 Ok(event) if event.v != VERSION => {
-                    log::warn!("{}:{}: an event of version {}, passed over", self.path.display(), self.line_number, event.v);
+                    log::warn!(
+                        "{}:{}: an event of version {}, passed over",
+                        self.path.display(),
+                        self.line_number,
+                        event.v
+                    );
                 }
                 Ok(event) if event.seq < self.from => {}
                 Ok(event) => return Ok(Some(event)),
@@ -358,6 +363,205 @@ impl Reader {
             }
             file.seek(SeekFrom::Start(self.offset))?;
             return Ok(false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::sample;
+
+    fn fill(folder: &Path, count: u64) -> Journal {
+        let mut journal = Journal::open(folder).unwrap();
+        for _ in 0..count {
+            journal.append(&mut sample(0)).unwrap();
+        }
+        journal
+    }
+
+    fn numbers(reader: &mut Reader) -> Vec<u64> {
+        std::iter::from_fn(|| reader.next_event().unwrap()).map(|e| e.seq).collect()
+    }
+
+    fn all(folder: &Path) -> Vec<u64> {
+        numbers(&mut Reader::new(folder, 0))
+    }
+
+    fn add(folder: &Path, bytes: &[u8]) {
+        OpenOptions::new().append(true).open(folder.join(EVENTS)).unwrap().write_all(bytes).unwrap();
+    }
+
+    #[test]
+    fn numbers_go_on_where_they_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("a/b");
+        drop(fill(&deep, 3));
+        let mut journal = fill(&deep, 2);
+        let mut event = sample(0);
+        journal.append(&mut event).unwrap();
+        assert_eq!((event.seq, journal.next_seq()), (6, 7));
+        assert_eq!(all(&deep), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(numbers(&mut Reader::new(&deep, 5)), [5, 6]);
+    }
+
+    #[test]
+    fn an_event_comes_back_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut event = sample(0);
+        Journal::open(folder.path()).unwrap().append(&mut event).unwrap();
+        assert_eq!(Reader::new(folder.path(), 0).next_event().unwrap(), Some(event));
+    }
+
+    #[test]
+    fn a_line_torn_anywhere_is_put_aside_and_the_sequence_goes_on() {
+        let line = serde_json::to_vec(&sample(3)).unwrap();
+        for torn in
+            [1, 3, 5, 20, line.len() / 2, line.len()].map(|n| line[..n].to_vec()).into_iter().chain([vec![0; 4096]])
+        {
+            for before in [0, 2] {
+                let folder = tempfile::tempdir().unwrap();
+                drop(fill(folder.path(), before));
+                add(folder.path(), &torn);
+                drop(fill(folder.path(), 1));
+                assert_eq!(all(folder.path()), (1..=before + 1).collect::<Vec<_>>(), "{} bytes", torn.len());
+                assert_eq!(fs::read(folder.path().join(TORN)).unwrap(), [&torn[..], b"\n"].concat());
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_is_passed_over_and_its_number_not_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(fill(folder.path(), 5));
+        let path = folder.path().join(EVENTS);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"seq\":3,", "\"seq\":\u{0},").replace("\"seq\":5,", "\"seq\":?,")).unwrap();
+        assert_eq!(all(folder.path()), [1, 2, 4]);
+        drop(fill(folder.path(), 1));
+        assert_eq!(all(folder.path()), [1, 2, 4, 6]);
+    }
+
+    #[test]
+    fn a_long_tail_without_a_good_line_is_read_back_to_the_last_one() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(fill(folder.path(), 2));
+        add(folder.path(), &[vec![b'x'; 300_000], b"\n".to_vec(), vec![b'{'; 70_000]].concat());
+        // What is torn there is not ours, but the journal is: a line of it can be read.
+        drop(fill(folder.path(), 1));
+        assert_eq!(all(folder.path()), [1, 2, 4]);
+    }
+
+    #[test]
+    fn what_is_not_a_journal_is_refused_and_left_alone() {
+        for foreign in ["hello", "{\"a\": 1}\n", "1,2,3\n4,5,6\n", "{\"v\":2,\"seq\":1}\n"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(EVENTS);
+            fs::write(&path, foreign).unwrap();
+            let e = Journal::open(folder.path()).unwrap_err();
+            assert_eq!(e.exit_code(), 2, "{e}");
+            assert!(e.to_string().contains(EVENTS) && e.to_string().contains("another"), "{e}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
+        }
+    }
+
+    #[test]
+    fn a_second_writer_is_told_who_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = fill(folder.path(), 1);
+        let e = Journal::open(folder.path()).unwrap_err().to_string();
+        assert!(e.contains(&folder.path().display().to_string()), "{e}");
+        assert!(e.contains(&format!("process {}", std::process::id())), "{e}");
+        drop(first);
+        assert_eq!(fill(folder.path(), 0).next_seq(), 2);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_neither_half_a_line_nor_a_hole() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = fill(folder.path(), 2);
+        // A file that can't be written stands for a disk that can't.
+        let good = std::mem::replace(&mut journal.file, File::open(folder.path().join(EVENTS)).unwrap());
+        add(folder.path(), b"{\"v\":1,\"half");
+        let mut event = sample(0);
+        let e = journal.append(&mut event).unwrap_err();
+        assert_eq!((e.kind(), event.seq), (crate::error::Kind::Unavailable, 0));
+        assert!(journal.append(&mut event).is_err());
+        journal.file = good;
+        journal.append(&mut event).unwrap();
+        assert_eq!(event.seq, 3);
+        assert_eq!(all(folder.path()), [1, 2, 3]);
+        assert!(!fs::read_to_string(folder.path().join(EVENTS)).unwrap().contains("half"));
+    }
+
+    #[test]
+    fn a_removed_file_is_begun_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = fill(folder.path(), 2);
+        let mut reader = Reader::new(folder.path(), 0);
+        assert_eq!(numbers(&mut reader), [1, 2]);
+        fs::remove_file(folder.path().join(EVENTS)).unwrap();
+        journal.append(&mut sample(0)).unwrap();
+        assert_eq!(numbers(&mut reader), [3]);
+    }
+
+    #[test]
+    fn a_reader_waits_for_the_file_and_for_the_rest_of_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut reader = Reader::new(folder.path(), 0);
+        assert!(numbers(&mut reader).is_empty());
+        drop(fill(folder.path(), 1));
+        assert_eq!(numbers(&mut reader), [1]);
+        let line = serde_json::to_string(&sample(2)).unwrap() + "\n";
+        add(folder.path(), &line.as_bytes()[..50]);
+        assert!(numbers(&mut reader).is_empty());
+        add(folder.path(), &line.as_bytes()[50..]);
+        assert_eq!(numbers(&mut reader), [2]);
+    }
+
+    #[test]
+    fn a_reader_sees_what_stands_where_a_line_was_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = fill(folder.path(), 2);
+        let before = journal.file.metadata().unwrap().len();
+        let mut reader = Reader::new(folder.path(), 0);
+        journal.append(&mut sample(0)).unwrap();
+        assert_eq!(numbers(&mut reader), [1, 2, 3]);
+        journal.file.set_len(before).unwrap();
+        assert!(numbers(&mut reader).is_empty());
+        let mut other = sample(3);
+        other.label = "falling".into();
+        add(folder.path(), format!("{}\n", serde_json::to_string(&other).unwrap()).as_bytes());
+        assert_eq!(reader.next_event().unwrap(), Some(other));
+    }
+
+    #[test]
+    fn a_file_of_one_endless_line_does_not_fill_the_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(fill(folder.path(), 1));
+        add(folder.path(), &vec![b'x'; 5 << 20]);
+        let mut reader = Reader::new(folder.path(), 0);
+        assert_eq!(numbers(&mut reader), [1]);
+        assert!(reader.line.capacity() as u64 <= 2 * LONGEST_LINE);
+        add(folder.path(), b"\n");
+        add(folder.path(), (serde_json::to_string(&sample(3)).unwrap() + "\n").as_bytes());
+        assert_eq!(numbers(&mut reader), [3]);
+    }
+
+    #[test]
+    fn no_byte_of_a_journal_can_make_it_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(fill(folder.path(), 2));
+        let path = folder.path().join(EVENTS);
+        let good = fs::read(&path).unwrap();
+        for i in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[i] ^= 0x21;
+            fs::write(&path, &bytes).unwrap();
+            assert!(all(folder.path()).len() <= 2);
+            if i % 16 == 0 {
+                drop(Journal::open(folder.path()));
+            }
         }
     }
 }

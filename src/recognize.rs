@@ -52,8 +52,8 @@ pub struct Recognizer<'a> {
 struct LaneState {
     camera: Arc<Camera>,
     decider: Decider,
-    /// Ids of the events that are open, by label: an event keeps its own from start to end.
-    open: Vec<Option<String>>,
+    /// Id and start of the events that are open, by label: an event keeps its own from start to end.
+    open: Vec<Option<(String, Timestamp)>>,
     hops: u64,
     lost: u64,
     last_frame: u64,
@@ -187,8 +187,14 @@ impl<'a> Recognizer<'a> {
         state.last_frame = span.last;
         let logits: Vec<&[f32]> = logits.logits.iter().map(Vec::as_slice).collect();
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
-        if let Err(e) = decide::fuse(&self.model.manifest.fusion, &names, &self.model.labels, &logits, &mut self.scores) {
-            log::error!("camera {}: frames {} to {}: {e}; this hop is left out", state.camera.id, span.first, span.last);
+        if let Err(e) = decide::fuse(&self.model.manifest.fusion, &names, &self.model.labels, &logits, &mut self.scores)
+        {
+            log::error!(
+                "camera {}: frames {} to {}: {e}; this hop is left out",
+                state.camera.id,
+                span.first,
+                span.last
+            );
             return Ok(());
         }
         let hop = HopScores { first_frame: span.first, last_frame: span.last, scores: &self.scores };
@@ -223,13 +229,15 @@ impl<'a> Recognizer<'a> {
             Some(epoch) => epoch + SignedDuration::from_millis(millis(frame as i64)),
             None => {
                 let back = state.last_frame as i64 - frame as i64;
-                Timestamp::now() - SignedDuration::from_millis(millis(back)) - SignedDuration::try_from(delay).unwrap_or_default()
+                Timestamp::now()
+                    - SignedDuration::from_millis(millis(back))
+                    - SignedDuration::try_from(delay).unwrap_or_default()
             }
         };
-        let start = date(change.start_frame);
         let ended = (change.phase == Phase::End).then_some(()).and(change.end_frame);
-        let id = state.open[change.label].get_or_insert_with(|| {
-            event::id(start, &self.identity.device, &state.camera.id, label, change.start_frame)
+        let (id, start) = state.open[change.label].get_or_insert_with(|| {
+            let start = date(change.start_frame);
+            (event::id(start, &self.identity.device, &state.camera.id, label, change.start_frame), start)
         });
         let named = |scores: &[f32]| scores[change.label];
         let mut event = Event {
@@ -242,9 +250,13 @@ impl<'a> Recognizer<'a> {
             label: label.clone(),
             score: change.score,
             peak: change.peak,
-            top: change.top.iter().map(|&(l, score)| event::Top { label: self.model.labels[l].clone(), score }).collect(),
+            top: change
+                .top
+                .iter()
+                .map(|&(l, score)| event::Top { label: self.model.labels[l].clone(), score })
+                .collect(),
             streams: self.names.iter().cloned().zip(self.scores.streams.iter().map(|s| named(s))).collect(),
-            start,
+            start: *start,
             end: ended.map(date),
             start_s: seconds(change.start_frame),
             end_s: ended.map(seconds),

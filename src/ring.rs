@@ -325,10 +325,7 @@ mod tests {
     }
 
     fn hops(steps: &[(Step, Vec<u8>)]) -> Vec<(u64, u64)> {
-        steps
-            .iter()
-            .filter_map(|(s, _)| if let Step::Hop(h) = s { Some((h.first, h.last)) } else { None })
-            .collect()
+        steps.iter().filter_map(|(s, _)| if let Step::Hop(h) = s { Some((h.first, h.last)) } else { None }).collect()
     }
 
     #[test]
@@ -471,7 +468,8 @@ mod tests {
             }
         }
         pusher.join().unwrap();
-        let spans: Vec<_> = seen.iter().filter_map(|s| if let Step::Hop(h) = s { Some((h.first, h.last)) } else { None }).collect();
+        let spans: Vec<_> =
+            seen.iter().filter_map(|s| if let Step::Hop(h) = s { Some((h.first, h.last)) } else { None }).collect();
         assert_eq!(spans, [(0, 63), (6, 69), (70, 79)]);
         assert_eq!(seen.iter().filter(|s| matches!(s, Step::Gap { .. })).count(), 1);
     }

@@ -1,4 +1,4 @@
-//! Time and its end: a [`Clock`] that tests can turn, and the [`Shutdown`] that every thread looks at.
+//! The end of time: the [`Shutdown`] that every thread looks at.
 
 use std::{
     sync::{
@@ -6,10 +6,9 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag,
@@ -20,64 +19,6 @@ use crate::error::{Error, Result};
 
 /// What the shell gives for a process that was interrupted.
 const INTERRUPTED: i32 = 130;
-
-/// Where "now" comes from. Dates come from the wall clock, which can be set and jump; durations and timeouts from the
-/// monotonic one, which can't.
-#[derive(Debug, Clone)]
-pub enum Clock {
-    Real,
-    /// Stands still until it is told to go on.
-    Simulated(Arc<Simulated>),
-}
-
-#[derive(Debug)]
-pub struct Simulated {
-    origin: Instant,
-    /// Wall time, and monotonic time since the clock was made.
-    now: Mutex<(Timestamp, Duration)>,
-}
-
-impl Clock {
-    pub fn simulated(start: Timestamp) -> Self {
-        Clock::Simulated(Arc::new(Simulated { origin: Instant::now(), now: Mutex::new((start, Duration::ZERO)) }))
-    }
-
-    /// The date: may jump either way.
-    pub fn wall(&self) -> Timestamp {
-        match self {
-            Clock::Real => Timestamp::now(),
-            Clock::Simulated(s) => lock(&s.now).0,
-        }
-    }
-
-    /// Never goes back.
-    pub fn monotonic(&self) -> Instant {
-        match self {
-            Clock::Real => Instant::now(),
-            Clock::Simulated(s) => s.origin + lock(&s.now).1,
-        }
-    }
-
-    /// Lets time pass: sleeps, or turns the simulated clock.
-    pub fn advance(&self, by: Duration) {
-        match self {
-            Clock::Real => thread::sleep(by),
-            Clock::Simulated(s) => {
-                let mut now = lock(&s.now);
-                // Past year 9999 the date stands still; durations go on.
-                now.0 = SignedDuration::try_from(by).ok().and_then(|by| now.0.checked_add(by).ok()).unwrap_or(now.0);
-                now.1 += by;
-            }
-        }
-    }
-
-    /// Sets the date of a simulated clock, as an administrator or NTP sets the real one. Nothing happens to a real one.
-    pub fn set_wall(&self, to: Timestamp) {
-        if let Clock::Simulated(s) = self {
-            lock(&s.now).0 = to;
-        }
-    }
-}
 
 /// Tells all threads that it is time to stop. Clones are handles to the same thing; once set it stays set.
 #[derive(Debug, Clone, Default)]
@@ -152,20 +93,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Instant;
 
-    #[test]
-    fn the_date_may_jump_and_durations_do_not_notice() {
-        let clock = Clock::simulated("2026-11-24T01:02:03Z".parse().unwrap());
-        let (wall, monotonic) = (clock.wall(), clock.monotonic());
-        clock.advance(Duration::from_secs(5));
-        clock.set_wall("2026-11-24T00:02:03Z".parse().unwrap());
-        assert_eq!(clock.monotonic() - monotonic, Duration::from_secs(5));
-        assert_eq!(clock.wall().duration_since(wall), SignedDuration::from_hours(-1));
-        let same = clock.clone();
-        same.advance(Duration::from_secs(1));
-        assert_eq!(clock.monotonic() - monotonic, Duration::from_secs(6));
-    }
+    use super::*;
 
     #[test]
     fn a_wait_ends_when_another_thread_sets_it() {

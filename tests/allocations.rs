@@ -73,7 +73,7 @@ layout = "NCTHW"
 input = "input"
 output = "logits"
 bound = 6.0
-flow = { algorithm = "dis", preset = "fast", finest_scale = 1, upscale = 2 }
+flow = { algorithm = "dis", preset = "fast", finest_scale = 1, refinement = 0, upscale = 2 }
 file = []
 "#;
 

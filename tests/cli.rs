@@ -106,7 +106,8 @@ fn events_are_whole_and_in_order() {
         assert_eq!(e["end"].is_null(), e["phase"] != "end");
     }
     for start in events.iter().filter(|e| e["phase"] == "start") {
-        let same: Vec<&str> = events.iter().filter(|e| e["id"] == start["id"]).map(|e| e["phase"].as_str().unwrap()).collect();
+        let same: Vec<&str> =
+            events.iter().filter(|e| e["id"] == start["id"]).map(|e| e["phase"].as_str().unwrap()).collect();
         assert_eq!((same.first(), same.last()), (Some(&"start"), Some(&"end")), "{start}");
         assert!(same[1..same.len() - 1].iter().all(|p| *p == "update"));
     }
@@ -127,7 +128,10 @@ fn one_clip_at_10_15_25_30_and_60_fps_gives_the_same_events() {
     let expected = ended(demo_events());
     for rate in ["10", "15", "25", "30", "60"] {
         let path = folder.path().join(format!("demo-{rate}.mp4"));
-        ffmpeg(&["-i", demo().to_str().unwrap(), "-r", rate, "-c:v", "libx264", "-preset", "veryfast", "-crf", "18"], &path);
+        ffmpeg(
+            &["-i", demo().to_str().unwrap(), "-r", rate, "-c:v", "libx264", "-preset", "veryfast", "-crf", "18"],
+            &path,
+        );
         let (output, events) = watch(&[&path], &[]);
         assert!(output.status.success(), "{}", stderr(&output));
         let found = ended(&events);
@@ -167,7 +171,8 @@ fn infer_prints_one_json_document_and_the_backends_agree() {
     let clip = folder.path().join("part.mp4");
     ffmpeg(&["-ss", "3", "-t", "4", "-i", demo().to_str().unwrap(), "-an"], &clip);
     let run = |backend: &str| {
-        let arguments = ["infer", "models/default", clip.to_str().unwrap(), "--json", "--precision", "f32", "--backend", backend];
+        let arguments =
+            ["infer", "models/default", clip.to_str().unwrap(), "--json", "--precision", "f32", "--backend", backend];
         let output = actiond(&arguments);
         output.status.success().then(|| serde_json::from_slice::<Value>(&output.stdout).unwrap())
     };
@@ -183,7 +188,8 @@ fn infer_prints_one_json_document_and_the_backends_agree() {
             let logits = |v: &Value| -> Vec<f64> {
                 v["streams"][stream]["logits"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect()
             };
-            let difference = logits(&found).iter().zip(logits(&reference)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            let difference =
+                logits(&found).iter().zip(logits(&reference)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(difference < 1e-3, "{backend} {stream}: {difference}");
         }
         let top = |v: &Value| -> Vec<String> {
@@ -210,13 +216,20 @@ fn eval_scores_a_folder_of_labelled_clips() {
     fs::create_dir(folder.path().join("juggling")).unwrap();
     fs::write(folder.path().join("walking/broken.mp4"), "no video").unwrap();
     let png = folder.path().join("confusion.png");
-    let output = actiond(&["eval", "models/default", folder.path().to_str().unwrap(), "--json", "--png", png.to_str().unwrap()]);
+    let output =
+        actiond(&["eval", "models/default", folder.path().to_str().unwrap(), "--json", "--png", png.to_str().unwrap()]);
     assert!(output.status.success(), "{}", stderr(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["clips"], clips);
     assert_eq!(report["unread"].as_array().unwrap().len(), 1);
     assert_eq!(report["unknown"][0], "juggling");
-    let counted: u64 = report["confusion"].as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum();
+    let counted: u64 = report["confusion"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|r| r.as_array().unwrap())
+        .map(|n| n.as_u64().unwrap())
+        .sum();
     assert_eq!(counted, clips);
     assert!(report["top5"]["fused"].as_f64() >= report["top1"]["fused"].as_f64());
     assert!(image::open(png).unwrap().width() > 300);
@@ -230,7 +243,12 @@ fn bad_recordings_are_told_of_and_the_others_go_on() {
     fs::write(path("text.mp4"), "This is a text file.\n".repeat(100)).unwrap();
     fs::create_dir(path("no-images")).unwrap();
     let good = demo();
-    for (name, word) in [("empty.mp4", "empty"), ("text.mp4", "not a video"), ("missing.mp4", "no such file"), ("no-images", "no-images")] {
+    for (name, word) in [
+        ("empty.mp4", "empty"),
+        ("text.mp4", "not a video"),
+        ("missing.mp4", "no such file"),
+        ("no-images", "no-images"),
+    ] {
         let (output, events) = watch(&[&path(name), &good], &[]);
         let text = stderr(&output);
         assert!(!output.status.success(), "{name}: {text}");
@@ -250,12 +268,25 @@ fn odd_recordings_are_watched() {
     };
     let test = |size: &str, rate: &str| format!("testsrc=size={size}:rate={rate}:duration=3");
     let mut clips = vec![
-        make("short.mp4", &["-f", "lavfi", "-i", &format!("{}5", test("320x240", "25").trim_end_matches('3').to_owned() + "0.")]),
+        make(
+            "short.mp4",
+            &["-f", "lavfi", "-i", &format!("{}5", test("320x240", "25").trim_end_matches('3').to_owned() + "0.")],
+        ),
         make("one.y4m", &["-f", "lavfi", "-i", "testsrc=size=64x64:rate=25:duration=0.04", "-pix_fmt", "yuv420p"]),
         make("1x1.y4m", &["-f", "lavfi", "-i", &format!("{},scale=1:1", test("16x16", "25")), "-pix_fmt", "yuv420p"]),
         make("portrait.mp4", &["-f", "lavfi", "-i", &test("240x426", "30")]),
         make("4k.mp4", &["-f", "lavfi", "-i", &test("3840x2160", "10"), "-preset", "ultrafast"]),
-        make("variable.mkv", &["-f", "lavfi", "-i", &format!("{},select='not(mod(n,3))+lt(n,20)'", test("320x240", "30")), "-vsync", "vfr"]),
+        make(
+            "variable.mkv",
+            &[
+                "-f",
+                "lavfi",
+                "-i",
+                &format!("{},select='not(mod(n,3))+lt(n,20)'", test("320x240", "30")),
+                "-vsync",
+                "vfr",
+            ],
+        ),
     ];
     let whole = fs::read(demo()).unwrap();
     // Fragmented or not, a file cut in the middle ends somewhere; Matroska can be read up to there.
@@ -278,7 +309,7 @@ fn odd_recordings_are_watched() {
 fn an_unreachable_camera_is_named_and_the_others_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("journal");
-    let mut daemon = Command::new(ACTIOND)
+    let daemon = Command::new(ACTIOND)
         .args(["run", "--source", "rtsp://user:secret@127.0.0.1:9/none", "--source"])
         .arg(demo())
         .arg("--journal")

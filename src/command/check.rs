@@ -19,7 +19,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let plan = load(&args.config)?;
     let model = Model::load(&plan.model)?;
-    Decider::new(&model, &plan.events, plan.hop).map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
+    Decider::new(&model, &plan.events, plan.hop)
+        .map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
     println!(
         "{}: good. {} camera{}, model {} ({} labels), {} windows, a hop of {} frames.",
         args.config.display(),

@@ -84,7 +84,11 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model)?;
     let (clips, unknown) = collect(&args.dir, &model)?;
     for folder in &unknown {
-        log::warn!("{}: `{folder}` is not a label of {}; its clips are left out", args.dir.display(), model.manifest.name);
+        log::warn!(
+            "{}: `{folder}` is not a label of {}; its clips are left out",
+            args.dir.display(),
+            model.manifest.name
+        );
     }
     if clips.is_empty() {
         return Err(Error::config(format!(
@@ -140,7 +144,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
     bar.finish_and_clear();
     if report.clips == 0 {
-        return Err(Error::config(format!("{}: none of the {} clips could be read", args.dir.display(), report.unread.len())));
+        return Err(Error::config(format!(
+            "{}: none of the {} clips could be read",
+            args.dir.display(),
+            report.unread.len()
+        )));
     }
     for (name, [one, five]) in names.iter().zip(&right) {
         report.top1.insert(name.clone(), f64::from(*one) / report.clips as f64);
@@ -158,7 +166,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Scores of one clip for each stream, then fused.
-fn score(path: &Path, model: &Model, network: &mut dyn inference::Network, by: &[By], hop: usize) -> Result<Vec<Vec<f32>>> {
+fn score(
+    path: &Path,
+    model: &Model,
+    network: &mut dyn inference::Network,
+    by: &[By],
+    hop: usize,
+) -> Result<Vec<Vec<f32>>> {
     let clip = Clip::read(path, model)?;
     let video = fused(model, &clip.whole_video(model, network, hop)?)?;
     if !by.contains(&By::Peak) {
@@ -174,10 +188,14 @@ fn score(path: &Path, model: &Model, network: &mut dyn inference::Network, by: &
     Ok(windows.iter().map(|w| clip_scores(w, by)).collect())
 }
 
-/// The clips with their labels' numbers, and the folders that are no label.
-fn collect(dir: &Path, model: &Model) -> Result<(Vec<(PathBuf, usize)>, Vec<String>)> {
+/// Clips with the numbers of their labels.
+type Labelled = Vec<(PathBuf, usize)>;
+
+/// The clips, and the folders that are no label.
+fn collect(dir: &Path, model: &Model) -> Result<(Labelled, Vec<String>)> {
     let listed = |path: &Path| -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(path).map_err(|e| Error::config(format!("cannot read {}", path.display())).caused_by(e))?;
+        let entries =
+            fs::read_dir(path).map_err(|e| Error::config(format!("cannot read {}", path.display())).caused_by(e))?;
         let mut paths: Vec<PathBuf> = entries.filter_map(|e| e.ok()).map(|e| e.path()).collect();
         paths.retain(|p| !p.file_name().unwrap_or_default().to_string_lossy().starts_with('.'));
         paths.sort();
@@ -208,7 +226,8 @@ fn print(report: &Report, names: &[String]) {
             continue;
         }
         let own = report.labels.iter().position(|l| l == label).map_or(0, |i| row[i]);
-        let mut others: Vec<(u32, &String)> = row.iter().copied().zip(&report.labels).filter(|(n, l)| *n > 0 && *l != label).collect();
+        let mut others: Vec<(u32, &String)> =
+            row.iter().copied().zip(&report.labels).filter(|(n, l)| *n > 0 && *l != label).collect();
         others.sort_by(|a, b| b.cmp(a));
         let others: Vec<String> = others.iter().map(|(n, l)| format!("{l} {n}")).collect();
         println!("  {label:<16} {own:>4} of {total:<4} {}", others.join(", "));
@@ -302,7 +321,8 @@ mod tests {
         confusion_png(&report, &path).unwrap();
         let picture = image::open(&path).unwrap().to_rgb8();
         let margin = 7 * 8 + 12;
-        let corner = |t: usize, a: usize| picture.get_pixel((margin + a * CELL + 2) as u32, (margin + t * CELL + 2) as u32).0;
+        let corner =
+            |t: usize, a: usize| picture.get_pixel((margin + a * CELL + 2) as u32, (margin + t * CELL + 2) as u32).0;
         assert_eq!(corner(0, 0), [8, 48, 107]);
         assert_eq!(corner(0, 1), [245, 245, 245]);
         assert_eq!(ranked(&[0.1, 0.7, 0.2]), [1, 2, 0]);

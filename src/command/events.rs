@@ -214,7 +214,7 @@ impl<W: Write> Printer<W> {
         let label = format!("{:<16}", printable(&event.label));
         let mark = match event.phase {
             Phase::End => format!("■ {:>8}", duration(event.duration())),
-            Phase::Start | Phase::Update => format!("{green}▶{plain} {:>8}", "now"),
+            Phase::Start | Phase::Update => format!("{green}▶{plain} {:>8}", "open"),
         };
         writeln!(
             self.out,
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(
             printed(&[sample(1), update, ended(sample(3), 12)], false),
             "── Tuesday, 24 November 2026 ──\n\
-             01:02:03  door         walking          ▶      now  █████████  0.90\n\
+             01:02:03  door         walking          ▶     open  █████████  0.90\n\
              01:02:03  door         walking          ■   12.0 s  █████████  0.90\n"
         );
     }
@@ -348,7 +348,7 @@ mod tests {
             "── Tuesday, 24 November 2026 ──\n\
              01:02:03  door         walking          ■ 1:15 min  █████████  0.90\n\
              ── Wednesday, 25 November 2026 ──\n\
-             01:02:03  yard         falling          ▶      now  █████████  0.90\n"
+             01:02:03  yard         falling          ▶     open  █████████  0.90\n"
         );
     }
 

@@ -109,7 +109,15 @@ pub fn run(args: &Args) -> Result<()> {
         log::info!(
             "camera {}: {} pictures in, {} dropped at the source, {} dropped to 25 fps; {} frames, {} of them repeats; \
              {} hops, {} frames in none; opened again {} times",
-            camera.id, c.pictures, c.dropped_at_source, c.dropped_to_rate, c.frames, c.repeated, tally.hops, tally.lost, reopened
+            camera.id,
+            c.pictures,
+            c.dropped_at_source,
+            c.dropped_to_rate,
+            c.frames,
+            c.repeated,
+            tally.hops,
+            tally.lost,
+            reopened
         );
     }
     result?;
@@ -133,7 +141,9 @@ fn plan(args: &Args) -> Result<Plan> {
         plan.cameras.push(camera);
     }
     if plan.cameras.is_empty() {
-        return Err(Error::config("nothing to watch: give a config file, or --source with a camera's address or a file"));
+        return Err(Error::config(
+            "nothing to watch: give a config file, or --source with a camera's address or a file",
+        ));
     }
     if let Some(model) = &args.model {
         plan.model = model.clone();

@@ -17,12 +17,17 @@ pub struct Truth {
 
 /// Reads a table of `label`, `start_s`, `end_s`, separated by tabs, with that heading.
 pub fn read(path: &Path) -> Result<Vec<Truth>> {
-    let text = fs::read_to_string(path).map_err(|e| Error::config(format!("cannot read {}", path.display())).caused_by(e))?;
+    let text =
+        fs::read_to_string(path).map_err(|e| Error::config(format!("cannot read {}", path.display())).caused_by(e))?;
     let mut truths = Vec::new();
     for (i, line) in text.lines().enumerate().skip(1).filter(|(_, l)| !l.trim().is_empty()) {
-        let wrong = || Error::config(format!("{}:{}: expected label, start_s and end_s, separated by tabs", path.display(), i + 1));
+        let wrong = || {
+            Error::config(format!("{}:{}: expected label, start_s and end_s, separated by tabs", path.display(), i + 1))
+        };
         let mut cells = line.split('\t');
-        let (Some(label), Some(start), Some(end)) = (cells.next(), cells.next(), cells.next()) else { return Err(wrong()) };
+        let (Some(label), Some(start), Some(end)) = (cells.next(), cells.next(), cells.next()) else {
+            return Err(wrong());
+        };
         let number = |text: &str| text.trim().parse::<f64>().map_err(|_| wrong());
         truths.push(Truth { label: label.trim().into(), start_s: number(start)?, end_s: number(end)? });
     }

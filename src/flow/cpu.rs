@@ -42,6 +42,9 @@ impl CpuFlow {
                 if let Some(scale) = method.finest_scale {
                     dis.set_finest_scale(i32::from(scale)).map_err(failed)?;
                 }
+                if let Some(iterations) = method.refinement {
+                    dis.set_variational_refinement_iterations(i32::from(iterations)).map_err(failed)?;
+                }
                 Estimator::Dis(dis)
             }
             Algorithm::TvL1 => Estimator::TvL1(opencv::optflow::DualTVL1OpticalFlow::create_def().map_err(failed)?),
@@ -144,7 +147,10 @@ mod tests {
                 flow.step(&texture(128, 0.0, 0.0), &texture(128, dx, dy), &mut out).unwrap();
                 let [mx, my] = mean_inside(&out, 128);
                 let tolerance = 0.3;
-                assert!((f64::from(mx) - dx).abs() < tolerance && (f64::from(my) - dy).abs() < tolerance, "{algorithm:?} {mx} {my}");
+                assert!(
+                    (f64::from(mx) - dx).abs() < tolerance && (f64::from(my) - dy).abs() < tolerance,
+                    "{algorithm:?} {mx} {my}"
+                );
             }
         }
     }

@@ -41,8 +41,8 @@ pub(super) enum Dim {
 impl Graph {
     /// Reads `path` and checks it against `stream` and the number of labels.
     pub fn read(path: &Path, stream: &Stream, labels: usize) -> Result<Self> {
-        let bytes = std::fs::read(path)
-            .map_err(|e| Error::model(format!("cannot read {}", path.display())).caused_by(e))?;
+        let bytes =
+            std::fs::read(path).map_err(|e| Error::model(format!("cannot read {}", path.display())).caused_by(e))?;
         let proto = tract_onnx::onnx().proto_model_for_read(&mut bytes.as_slice()).map_err(|e| {
             Error::model(format!("{} is not an ONNX file: {e:#}; install the model again", path.display()))
         })?;
@@ -127,9 +127,10 @@ impl Graph {
         if output.dtype != DataType::Float as i32 {
             return wrong(format!("output `{}` is {}, not f32", output.name, dtype_name(output.dtype)));
         }
-        let known: Option<Vec<usize>> = output.dims.as_ref().and_then(|dims| {
-            dims.iter().map(|d| if let Dim::Known(n) = d { Some(*n) } else { None }).collect()
-        });
+        let known: Option<Vec<usize>> = output
+            .dims
+            .as_ref()
+            .and_then(|dims| dims.iter().map(|d| if let Dim::Known(n) = d { Some(*n) } else { None }).collect());
         // Open dimensions are counted when the graph has run once, at load.
         if let Some(known) = known
             && known.iter().product::<usize>() != labels

@@ -5,7 +5,7 @@ pub mod onnxruntime;
 mod streams;
 pub mod tract;
 
-use std::{path::PathBuf, time::Instant};
+use std::{collections::HashSet, path::PathBuf, time::Instant};
 
 use crate::{
     config::nearest,
@@ -56,13 +56,25 @@ pub trait Backend {
 pub struct LoadOptions {
     /// The precision of the files to use instead of the one that the backend is best at.
     pub precision: Option<Precision>,
-    /// Threads of a backend that computes on the CPU; as many as there are cores where it is left out.
+    /// Threads of a backend that computes on the CPU; as many as there are physical cores where it is left out.
     pub threads: Option<usize>,
 }
 
 impl LoadOptions {
     pub fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        self.threads.unwrap_or_else(physical_cores).max(1)
+    }
+}
+
+/// Two threads of one core share its vector units, and a convolution leaves nothing of them over.
+fn physical_cores() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    let siblings = |cpu: usize| {
+        std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")).ok()
+    };
+    match (0..).map_while(siblings).collect::<HashSet<_>>().len() {
+        0 => allowed,
+        cores => cores.min(allowed),
     }
 }
 
@@ -149,7 +161,12 @@ pub fn available() -> Vec<Availability> {
 }
 
 /// The file of a stream for a backend that prefers these precisions in this order.
-fn file(model: &Model, stream: &Stream, preferred: &[Precision], options: &LoadOptions) -> Result<(PathBuf, Precision)> {
+fn file(
+    model: &Model,
+    stream: &Stream,
+    preferred: &[Precision],
+    options: &LoadOptions,
+) -> Result<(PathBuf, Precision)> {
     let asked = options.precision.map(|p| vec![p]);
     let preferred = asked.as_deref().unwrap_or(preferred);
     let Some(file) = stream.file(preferred) else {

@@ -1,21 +1,29 @@
-//! ONNX Runtime's execution providers: TensorRT, CUDA, OpenVINO, CPU. The library is looked for at run time, so that one
-//! binary serves boards with and without it.
+//! ONNX Runtime and its execution providers, each a backend of its own: TensorRT, CUDA, OpenVINO, CPU.
 //!
-//! A provider either runs the whole graph or is an error: left to itself, ONNX Runtime takes its CPU provider for what
-//! another one failed to register or can't run, and says nothing.
+//! The library is found at run time, so that one build of the daemon runs with a Jetson's ONNX Runtime, with a PC's, and
+//! without any. ONNX Runtime falls back to its CPU provider in silence, for a whole graph and for single nodes; here both
+//! are errors, and the next backend in the config's list is tried in the open.
 
 use std::{
-    borrow::Cow,
+    env,
+    ffi::{CStr, CString, c_char, c_void},
+    fs,
     path::{Path, PathBuf},
+    ptr,
     sync::{Arc, OnceLock},
 };
 
 use ort::{
+    AsPointer,
     environment::Environment,
-    ep::{CPU, CUDA, ExecutionProviderDispatch, OpenVINO, TensorRT},
+    ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
     logging::LogLevel,
-    session::{Session, SessionInputValue, builder::GraphOptimizationLevel},
-    value::{DynValue, TensorRef},
+    session::{
+        Session,
+        builder::{GraphOptimizationLevel, SessionBuilder},
+    },
+    sys::{OrtApiBase, OrtStatusPtr, OrtValue},
+    value::{Tensor as Values, TensorElementType},
 };
 
 use super::{
@@ -25,7 +33,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Model, Precision, Stream},
+    model::{Dtype, Model, Precision, Stream},
 };
 
 /// One execution provider.
@@ -44,63 +52,146 @@ impl OnnxRuntime {
         ALL.into_iter().find(|p| p.name() == name)
     }
 
-    /// The precisions that it is good at, the best first: ONNX Runtime's CPU kernels are slower in int8 than in f32.
+    /// The precisions that this provider is good at, best first.
     fn preferred(self) -> &'static [Precision] {
         match self {
             OnnxRuntime::TensorRt | OnnxRuntime::OpenVino => &[Precision::Int8, Precision::F16, Precision::F32],
             OnnxRuntime::Cuda => &[Precision::F16, Precision::F32],
-            OnnxRuntime::Cpu => &[Precision::F32, Precision::Int8],
+            // Its kernels for QDQ convolutions in 3D are slower than those for f32; f16 it casts back and forth.
+            OnnxRuntime::Cpu => &[Precision::F32, Precision::Int8, Precision::F16],
         }
     }
 
-    fn provider(self, precision: Precision, threads: usize) -> ExecutionProviderDispatch {
-        let provider = match self {
-            OnnxRuntime::TensorRt => {
-                let engines = cache_folder("tensorrt");
-                TensorRT::default()
-                    .with_fp16(precision != Precision::F32)
-                    .with_int8(precision == Precision::Int8)
-                    // An engine takes minutes to build: once for each model and board.
-                    .with_engine_cache(true)
-                    .with_engine_cache_path(&engines)
-                    .with_timing_cache(true)
-                    .with_timing_cache_path(engines)
-                    .build()
-            }
-            OnnxRuntime::Cuda => CUDA::default().build(),
-            // FP32 is the precision of what is not quantized: on a processor with bf16 OpenVINO would take that.
-            OnnxRuntime::OpenVino => {
-                OpenVINO::default().with_device_type("CPU").with_precision("FP32").with_num_threads(threads).build()
-            }
-            OnnxRuntime::Cpu => CPU::default().build(),
-        };
-        provider.error_on_failure()
+    /// Providers that plan and compile for fixed shapes: open dimensions are pinned for them.
+    fn wants_fixed_shapes(self) -> bool {
+        self != OnnxRuntime::Cpu
     }
 
-    /// What the provider needs beside libonnxruntime itself.
-    fn library(self) -> Option<&'static str> {
+    fn is_in_build(self) -> ort::Result<bool> {
         match self {
-            OnnxRuntime::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
-            OnnxRuntime::Cuda => Some("libonnxruntime_providers_cuda.so"),
-            OnnxRuntime::OpenVino => Some("libonnxruntime_providers_openvino.so"),
-            OnnxRuntime::Cpu => None,
+            OnnxRuntime::TensorRt => ep::TensorRT::is_available(),
+            OnnxRuntime::Cuda => ep::CUDA::is_available(),
+            OnnxRuntime::OpenVino => ep::OpenVINO::is_available(),
+            OnnxRuntime::Cpu => Ok(true),
         }
     }
 
-    /// Where the provider's library would have to be, if it is not there.
-    fn missing(self, runtime: &Runtime) -> Option<PathBuf> {
-        let path = runtime.path.canonicalize().unwrap_or_else(|_| runtime.path.clone()).with_file_name(self.library()?);
-        (!path.exists()).then_some(path)
-    }
-
+    /// What to do where this provider is missing.
     fn mend(self) -> &'static str {
         match self {
             OnnxRuntime::TensorRt | OnnxRuntime::Cuda => {
-                "on a Jetson install NVIDIA's onnxruntime-gpu for its JetPack and set ORT_DYLIB_PATH to its libonnxruntime.so"
+                "on a Jetson, point ORT_DYLIB_PATH at the libonnxruntime.so of an ONNX Runtime built for its JetPack \
+                 (onnxruntime-gpu, 1.17 or later, with CUDA and TensorRT); on a PC with an NVIDIA GPU, at that of the \
+                 release archive onnxruntime-linux-x64-gpu"
             }
-            OnnxRuntime::OpenVino | OnnxRuntime::Cpu => "run scripts/setup, or set ORT_DYLIB_PATH to a libonnxruntime.so",
+            OnnxRuntime::OpenVino => {
+                "run scripts/setup, which puts the libraries of PyPI's onnxruntime-openvino wheel (x86-64) into \
+                 runtime/onnxruntime"
+            }
+            OnnxRuntime::Cpu => {
+                "run scripts/setup, which puts ONNX Runtime into runtime/onnxruntime, or point ORT_DYLIB_PATH at a \
+                 libonnxruntime.so, 1.17 or later"
+            }
         }
     }
+
+    /// This provider's registration for a session; none for the CPU's, which is always there.
+    fn registration(self, precision: Precision, threads: usize) -> Option<ExecutionProviderDispatch> {
+        let provider = match self {
+            OnnxRuntime::TensorRt => {
+                // Building an engine takes minutes on a board, so it is kept. Engines depend on the GPU and on
+                // TensorRT's version, which are in their names.
+                let cache = cache_folder("tensorrt");
+                ep::TensorRT::default()
+                    .with_fp16(precision != Precision::F32)
+                    .with_int8(precision == Precision::Int8)
+                    .with_engine_cache(true)
+                    .with_engine_cache_path(cache.display())
+                    .with_timing_cache(true)
+                    .with_timing_cache_path(cache.display())
+                    .build()
+            }
+            OnnxRuntime::Cuda => {
+                let mut cuda = ep::CUDA::default().with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic);
+                // TF32 keeps 10 bits of each factor; a file that says f32 means it. Known from 1.18 on.
+                if runtime().is_ok_and(|r| r.minor >= 18) {
+                    cuda = cuda.with_tf32(false);
+                }
+                cuda.build()
+            }
+            OnnxRuntime::OpenVino => {
+                // The option `num_of_threads` would also set how many infer requests, each with buffers of its own, are
+                // kept; this one goes to OpenVINO itself.
+                let config = format!(r#"{{"CPU": {{"INFERENCE_NUM_THREADS": "{threads}"}}}}"#);
+                ep::OpenVINO::default()
+                    .with_device_type("CPU")
+                    .with_num_streams(1)
+                    // On a processor with bf16 or f16, OpenVINO would infer in that what is not quantized.
+                    .with_precision("FP32")
+                    .with_arbitrary_config("load_config", config)
+                    .build()
+            }
+            OnnxRuntime::Cpu => return None,
+        };
+        Some(provider.error_on_failure())
+    }
+
+    /// Session options with this provider, which has then loaded its libraries and found its device.
+    fn session_builder(self, precision: Precision, threads: usize) -> Result<SessionBuilder> {
+        let runtime = runtime().map_err(|e| Error::unavailable(format!("{e}; {}", self.mend())))?;
+        let missing = |why: String| {
+            Error::unavailable(format!(
+                "the {} provider of {} {why}; {}",
+                self.name(),
+                runtime.path.display(),
+                self.mend()
+            ))
+        };
+        match self.is_in_build() {
+            Ok(true) => {}
+            Ok(false) => return Err(missing("is not built in".into())),
+            Err(e) => return Err(missing(format!("cannot be asked for: {e}"))),
+        }
+        let internal = |e: String| Error::internal(format!("ONNX Runtime refused its options: {e}"));
+        let mut builder = Session::builder(&runtime.environment)
+            .map_err(|e| internal(e.to_string()))?
+            .with_optimization_level(GraphOptimizationLevel::All)
+            .and_then(|b| b.with_intra_threads(threads))
+            .and_then(|b| b.with_inter_threads(1))
+            .and_then(|b| b.with_memory_pattern(true))
+            // Threads that wait for the next hop must not burn the CPU meanwhile.
+            .and_then(|b| b.with_intra_op_spinning(false))
+            .and_then(|b| b.with_inter_op_spinning(false))
+            .map_err(|e| internal(e.to_string()))?;
+        if let Some(provider) = self.registration(precision, threads) {
+            builder = builder
+                .with_disable_cpu_fallback()
+                .map_err(|e| internal(e.to_string()))?
+                .with_execution_providers([provider])
+                .map_err(|e| missing(format!("does not start: {e}")))?;
+        }
+        Ok(builder)
+    }
+
+    fn availability(self) -> Availability {
+        let found = match (runtime(), self.session_builder(Precision::F32, 1)) {
+            (Ok(runtime), Ok(_)) => Ok(format!("ONNX Runtime {} in {}", runtime.version, runtime.path.display())),
+            (Ok(_), Err(e)) => Err(e.to_string()),
+            (Err(why), _) => Err(why.clone()),
+        };
+        match found {
+            Ok(found) => Availability { name: self.name(), usable: true, found, mend: None },
+            Err(why) => {
+                // The error ends in the mend; here that has a place of its own.
+                let found = why.strip_suffix(self.mend()).unwrap_or(&why).trim_end_matches("; ").to_owned();
+                Availability { name: self.name(), usable: false, found, mend: Some(self.mend().to_owned()) }
+            }
+        }
+    }
+}
+
+pub(super) fn availability() -> Vec<Availability> {
+    ALL.into_iter().map(OnnxRuntime::availability).collect()
 }
 
 impl Backend for OnnxRuntime {
@@ -114,220 +205,365 @@ impl Backend for OnnxRuntime {
     }
 
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Network>> {
-        let runtime = runtime()?;
-        if let Some(path) = self.missing(runtime) {
-            let what = format!("the ONNX Runtime here has no such provider: {} is missing; {}", path.display(), self.mend());
-            return Err(Error::unavailable(what));
-        }
         let provider = *self;
         let threads = options.threads();
+        // The library first: without it there is no use in reading the graphs.
+        provider.session_builder(Precision::F32, threads)?;
+        if provider == OnnxRuntime::TensorRt {
+            log::info!("TensorRT may build its engines for minutes the first time; they are kept");
+        }
         let streams = Streams::new(model, |stream| {
             let (path, precision) = file(model, stream, provider.preferred(), options)?;
             let graph = Graph::read(&path, stream, model.labels.len())?;
             let any_length = graph.any_length(stream);
             let stream = stream.clone();
-            let build = move |frames| Compiled::new(provider, runtime, &graph, &stream, frames, precision, threads);
+            // One session serves all lengths where the provider takes open shapes.
+            let mut open: Option<Arc<Session>> = None;
+            let build = move |frames| {
+                let session = match &open {
+                    Some(session) => session.clone(),
+                    None => Arc::new(session(provider, &graph, &stream, frames, precision, threads)?),
+                };
+                if !provider.wants_fixed_shapes() {
+                    open = Some(session.clone());
+                }
+                Loaded::new(session, &graph, &stream, frames)
+            };
             Ok(Prepared { precision, any_length, build: Box::new(build) })
         })?;
         Ok(Box::new(streams))
     }
 }
 
+fn session(
+    provider: OnnxRuntime,
+    graph: &Graph,
+    stream: &Stream,
+    frames: usize,
+    precision: Precision,
+    threads: usize,
+) -> Result<Session> {
+    let mut builder = provider.session_builder(precision, threads)?;
+    if provider.wants_fixed_shapes() {
+        for (symbol, size) in graph.symbols(stream, frames) {
+            builder = builder
+                .with_dimension_override(&symbol, size as i64)
+                .map_err(|e| Error::internal(format!("cannot pin the dimension {symbol}: {e}")))?;
+        }
+    }
+    builder.commit_from_file(&graph.path).map_err(|e| {
+        let why = e.to_string();
+        if why.contains("fallback to CPU EP has been explicitly disabled") {
+            return Error::unavailable(format!(
+                "{}: the {} provider can't run every node of this graph, and the rest would run on the CPU provider",
+                graph.path.display(),
+                provider.name()
+            ));
+        }
+        Error::model(format!("{}: ONNX Runtime can't run this graph: {why}", graph.path.display()))
+    })
+}
+
+/// A session with the input buffer for one length.
+struct Loaded {
+    session: Arc<Session>,
+    input: Input,
+    /// The session's names, in the order in which values are handed over: the input, then each state; the logits, then
+    /// each state.
+    input_names: Vec<CString>,
+    output_names: Vec<CString>,
+    state_shapes: Vec<Vec<usize>>,
+    /// Room for a step's pointers, so that a step allocates nothing.
+    room: Room,
+}
+
+enum Input {
+    F32(Values<f32>),
+    U8(Values<u8>),
+}
+
+#[derive(Default)]
+struct Room {
+    input_names: Vec<*const c_char>,
+    output_names: Vec<*const c_char>,
+    inputs: Vec<*const OrtValue>,
+    outputs: Vec<*mut OrtValue>,
+}
+
+// SAFETY: the pointers are written and read within one call of `run`, and mean nothing before and after it.
+unsafe impl Send for Room {}
+
+/// A value that ONNX Runtime allocated.
+pub struct Owned(ptr::NonNull<OrtValue>);
+
+// SAFETY: a tensor value is memory and its shape, bound to no thread; it is used through `&mut` engines only.
+unsafe impl Send for Owned {}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: `self.0` came from ONNX Runtime, which gave it to us to release, once.
+        unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
+    }
+}
+
+/// A lane's state: zeros of our own at first, then what the step before gave, never copied.
+pub enum StateValue {
+    Zero(Values<f32>),
+    Carried(Owned),
+}
+
+impl StateValue {
+    fn ptr(&self) -> *const OrtValue {
+        match self {
+            StateValue::Zero(values) => values.ptr(),
+            StateValue::Carried(value) => value.0.as_ptr(),
+        }
+    }
+}
+
+impl Loaded {
+    fn new(session: Arc<Session>, graph: &Graph, stream: &Stream, frames: usize) -> Result<Self> {
+        let shape = stream.shape(frames);
+        let elements = shape.iter().product();
+        let input = match stream.dtype {
+            Dtype::F32 => Values::from_array((shape, vec![0f32; elements])).map(Input::F32),
+            Dtype::U8 => Values::from_array((shape, vec![0u8; elements])).map(Input::U8),
+        };
+        let c_names = |first: &String, rest: Vec<&String>| {
+            let all = std::iter::once(first).chain(rest);
+            all.map(|name| CString::new(name.as_str())).collect::<Result<Vec<_>, _>>()
+        };
+        let bad_name = |_| Error::model(format!("{}: a name with a zero byte", graph.path.display()));
+        Ok(Loaded {
+            session,
+            input: input.map_err(|e| Error::internal(format!("no input buffer: {e}")))?,
+            input_names: c_names(&stream.input, stream.state.iter().map(|s| &s.input).collect()).map_err(bad_name)?,
+            output_names: c_names(&stream.output, stream.state.iter().map(|s| &s.output).collect())
+                .map_err(bad_name)?,
+            state_shapes: stream.state.iter().map(|s| s.shape.clone()).collect(),
+            room: Room::default(),
+        })
+    }
+}
+
+impl Engine for Loaded {
+    type State = Vec<StateValue>;
+
+    fn zero(&self) -> Result<Self::State> {
+        let zero = |shape: &Vec<usize>| {
+            Values::from_array((shape.as_slice(), vec![0f32; shape.iter().product()])).map(StateValue::Zero)
+        };
+        let zeros: ort::Result<_> = self.state_shapes.iter().map(zero).collect();
+        zeros.map_err(|e| Error::internal(format!("no state: {e}")))
+    }
+
+    fn run(&mut self, input: &Tensor, state: &mut Self::State, logits: &mut Vec<f32>) -> Result<()> {
+        let value = match (&mut self.input, input) {
+            (Input::F32(buffer), Tensor::F32(values)) => {
+                buffer.extract_tensor_mut().1.copy_from_slice(values);
+                buffer.ptr()
+            }
+            (Input::U8(buffer), Tensor::U8(values)) => {
+                buffer.extract_tensor_mut().1.copy_from_slice(values);
+                buffer.ptr()
+            }
+            _ => return Err(Error::internal("an input of another type than the stream's")),
+        };
+        let room = &mut self.room;
+        room.input_names.clear();
+        room.input_names.extend(self.input_names.iter().map(|n| n.as_ptr()));
+        room.output_names.clear();
+        room.output_names.extend(self.output_names.iter().map(|n| n.as_ptr()));
+        room.inputs.clear();
+        room.inputs.push(value);
+        room.inputs.extend(state.iter().map(StateValue::ptr));
+        room.outputs.clear();
+        room.outputs.resize(self.output_names.len(), ptr::null_mut());
+
+        // SAFETY: names and values are valid through the call, and as many as their counts say. The session is run by
+        // one thread at a time: its engines belong to one network, which is stepped through `&mut`. A null output asks
+        // ONNX Runtime to allocate it; what it writes there is ours to release.
+        let status = unsafe {
+            (ort::api().Run)(
+                self.session.ptr().cast_mut(),
+                ptr::null(),
+                room.input_names.as_ptr(),
+                room.inputs.as_ptr(),
+                room.inputs.len(),
+                room.output_names.as_ptr(),
+                room.output_names.len(),
+                room.outputs.as_mut_ptr(),
+            )
+        };
+        check(status)?;
+        let mut outputs =
+            room.outputs.iter().map(|p| ptr::NonNull::new(*p).map(Owned).ok_or_else(|| Error::internal("no output")));
+        let first = outputs.next().unwrap_or_else(|| Err(Error::internal("no output")))?;
+        for (value, output) in state.iter_mut().zip(outputs) {
+            *value = StateValue::Carried(output?);
+        }
+        copy_floats(&first, logits)
+    }
+}
+
+/// Puts a float tensor's elements in place of what `out` held.
+fn copy_floats(value: &Owned, out: &mut Vec<f32>) -> Result<()> {
+    let api = ort::api();
+    let mut info = ptr::null_mut();
+    let mut count = 0;
+    let mut dtype = TensorElementType::Undefined.into();
+    // SAFETY: `value` is a live tensor; `info` is released right after it was read.
+    unsafe {
+        check((api.GetTensorTypeAndShape)(value.0.as_ptr(), &mut info))?;
+        let read = check((api.GetTensorShapeElementCount)(info, &mut count))
+            .and_then(|()| check((api.GetTensorElementType)(info, &mut dtype)));
+        (api.ReleaseTensorTypeAndShapeInfo)(info);
+        read?;
+    }
+    if TensorElementType::from(dtype) != TensorElementType::Float32 {
+        return Err(Error::internal("the logits are not f32"));
+    }
+    let mut data: *mut c_void = ptr::null_mut();
+    out.clear();
+    // SAFETY: the tensor holds `count` floats, on the CPU: without a binding, ONNX Runtime copies outputs there.
+    unsafe {
+        check((api.GetTensorMutableData)(value.0.as_ptr(), &mut data))?;
+        if count > 0 {
+            out.extend_from_slice(std::slice::from_raw_parts(data.cast::<f32>(), count));
+        }
+    }
+    Ok(())
+}
+
+fn check(status: OrtStatusPtr) -> Result<()> {
+    // SAFETY: the status comes straight from a call of ONNX Runtime's and is released here.
+    unsafe { ort::Error::result_from_status(status) }.map_err(|e| Error::internal(format!("ONNX Runtime failed: {e}")))
+}
+
 /// The library, loaded once for the process.
 struct Runtime {
     environment: Environment,
     path: PathBuf,
+    version: String,
+    minor: u32,
 }
 
-fn runtime() -> Result<&'static Runtime> {
-    static RUNTIME: OnceLock<std::result::Result<Runtime, String>> = OnceLock::new();
-    let loaded = RUNTIME.get_or_init(|| {
-        let path = find().ok_or_else(|| {
-            "libonnxruntime.so is not here; run scripts/setup, or set ORT_DYLIB_PATH to one".to_owned()
-        })?;
-        let cannot = |e: &dyn std::fmt::Display| format!("cannot load ONNX Runtime from {}: {e}", path.display());
-        let environment = ort::init_from(&path)
-            .map_err(|e| cannot(&e))?
-            .with_name("actiond")
-            .with_telemetry(false)
-            .with_logger(Arc::new(|level, _category, _id, _location, message: &str| {
-                let level = match level {
-                    LogLevel::Fatal | LogLevel::Error => log::Level::Warn,
-                    _ => log::Level::Debug,
-                };
-                log::log!(target: "onnxruntime", level, "{message}");
-            }))
-            .build()
-            .map_err(|e| cannot(&e))?;
-        Ok(Runtime { environment, path })
-    });
-    loaded.as_ref().map_err(|e| Error::unavailable(e.clone()))
+fn runtime() -> Result<&'static Runtime, &'static String> {
+    static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
+    RUNTIME.get_or_init(open_runtime).as_ref()
 }
 
-/// `ORT_DYLIB_PATH` alone where it is set; else beside the binary, in the `runtime` folder that scripts/setup fills, and
-/// where the system keeps its libraries.
-fn find() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
-        let path = PathBuf::from(path);
-        return path.exists().then_some(path);
+/// Finds the library and starts its environment. `ort` panics where the library is missing or too old, so that is found
+/// out first.
+fn open_runtime() -> Result<Runtime, String> {
+    let mut reasons = Vec::new();
+    for path in candidates() {
+        match probe(&path) {
+            Ok((version, minor)) => {
+                let environment = ort::init_from(&path)
+                    .map_err(|e| e.to_string())
+                    .and_then(|init| {
+                        let init = init.with_name("actiond").with_telemetry(false).with_logger(Arc::new(log_line));
+                        init.build().map_err(|e| e.to_string())
+                    })
+                    .map_err(|e| format!("{} does not start: {e}", path.display()))?;
+                environment.set_log_level(log_level());
+                log::debug!("ONNX Runtime {version} from {}", path.display());
+                return Ok(Runtime { environment, path, version, minor });
+            }
+            Err(why) => reasons.push(why),
+        }
     }
-    let mut folders = Vec::new();
-    if let Ok(exe) = std::env::current_exe() {
+    Err(format!("no ONNX Runtime was found ({})", reasons.join("; ")))
+}
+
+/// Where the library may be, in the order in which it is looked for.
+fn candidates() -> Vec<PathBuf> {
+    if let Some(given) = env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
+        // Who names a library means that one and no other.
+        let given = PathBuf::from(given);
+        return if given.is_dir() { vec![in_folder(&given).unwrap_or(given)] } else { vec![given] };
+    }
+    let mut folders: Vec<PathBuf> = Vec::new();
+    if let Ok(exe) = env::current_exe() {
         // bin/actiond beside lib/, and target/release/actiond (or deps/test) in the source tree.
         for folder in exe.ancestors().skip(1).take(4) {
             folders.extend([folder.join("lib"), folder.join("runtime/onnxruntime")]);
         }
     }
     folders.push("runtime/onnxruntime".into());
-    let multiarch = format!("{}-linux-gnu", std::env::consts::ARCH);
-    folders.extend(["/usr/local/lib".into(), PathBuf::from("/usr/lib").join(multiarch), "/usr/lib".into()]);
-    folders.iter().find_map(|folder| library_in(folder))
+    let mut found: Vec<PathBuf> = folders.iter().filter_map(|folder| in_folder(folder)).collect();
+    // The system's loader looks these up.
+    found.extend(["libonnxruntime.so".into(), "libonnxruntime.so.1".into()]);
+    found
 }
 
-/// `libonnxruntime.so`, or the newest with a version behind its name.
-fn library_in(folder: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(folder).ok()?;
-    let names = entries.filter_map(|e| e.ok()).map(|e| e.path());
-    names.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libonnxruntime.so"))).max()
+/// The library in a folder, whose name may end in its version; not its providers'.
+fn in_folder(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?.filter_map(|e| e.ok());
+    let name = entries
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|name| name == "libonnxruntime.so" || name.starts_with("libonnxruntime.so."))
+        .max_by_key(|name| name.split('.').filter_map(|part| part.parse::<u32>().ok()).collect::<Vec<_>>())?;
+    folder.join(name).canonicalize().ok()
 }
 
-fn cache_folder(of: &str) -> String {
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")));
-    let folder = base.unwrap_or_else(std::env::temp_dir).join("actiond").join(of);
-    // A folder that can't be made is told of by the provider, which then builds its engine each time.
-    let _ = std::fs::create_dir_all(&folder);
-    folder.display().to_string()
-}
-
-pub(super) fn availability() -> Vec<Availability> {
-    let runtime = runtime();
-    ALL.into_iter()
-        .map(|provider| {
-            let (usable, found) = match runtime {
-                Err(ref e) => (false, e.to_string()),
-                Ok(runtime) => match provider.missing(runtime) {
-                    Some(path) => (false, format!("{} is missing", path.display())),
-                    None => match try_provider(provider, runtime) {
-                        Ok(()) => (true, format!("{} ({})", runtime.path.display(), version(ort::info()))),
-                        Err(e) => (false, e),
-                    },
-                },
-            };
-            let mend = (!usable).then(|| provider.mend().to_owned());
-            Availability { name: provider.name(), usable, found, mend }
-        })
-        .collect()
-}
-
-/// Registers the provider with a session builder, which loads its libraries.
-fn try_provider(provider: OnnxRuntime, runtime: &Runtime) -> std::result::Result<(), String> {
-    let builder = Session::builder(&runtime.environment).map_err(|e| e.to_string())?;
-    builder.with_execution_providers([provider.provider(Precision::F32, 1)]).map(|_| ()).map_err(|e| e.to_string())
-}
-
-/// The version in ONNX Runtime's build information.
-fn version(info: &str) -> String {
-    info.split(',').find_map(|part| part.trim().strip_prefix("git-branch=")).unwrap_or("ONNX Runtime").to_owned()
-}
-
-/// A session for one length.
-struct Compiled {
-    session: Session,
-    shape: Vec<i64>,
-    input: String,
-    output: String,
-    /// Input, output and shape of each state.
-    states: Vec<(String, String, Vec<i64>)>,
-}
-
-impl Compiled {
-    fn new(
-        provider: OnnxRuntime,
-        runtime: &Runtime,
-        graph: &Graph,
-        stream: &Stream,
-        frames: usize,
-        precision: Precision,
-        threads: usize,
-    ) -> Result<Self> {
-        let failed = |e: String| {
-            Error::unavailable(format!("{} on {frames} frames: {e}; {}", graph.path.display(), provider.mend()))
-        };
-        let open = || -> std::result::Result<Session, String> {
-            let text = |e: &dyn std::fmt::Display| e.to_string();
-            let mut builder = Session::builder(&runtime.environment)
-                .map_err(|e| text(&e))?
-                .with_log_level(LogLevel::Warning)
-                .map_err(|e| text(&e))?
-                .with_optimization_level(GraphOptimizationLevel::All)
-                .map_err(|e| text(&e))?
-                .with_intra_threads(threads)
-                .map_err(|e| text(&e))?
-                // A daemon must not burn a core between two hops.
-                .with_intra_op_spinning(false)
-                .map_err(|e| text(&e))?;
-            if provider != OnnxRuntime::Cpu {
-                builder = builder.with_disable_cpu_fallback().map_err(|e| text(&e))?;
-            }
-            for (symbol, size) in graph.symbols(stream, frames) {
-                builder = builder.with_dimension_override(symbol, size as i64).map_err(|e| text(&e))?;
-            }
-            builder
-                .with_execution_providers([provider.provider(precision, threads)])
-                .map_err(|e| text(&e))?
-                .commit_from_file(&graph.path)
-                .map_err(|e| text(&e))
-        };
-        let session = open().map_err(failed)?;
-        let dims = |shape: &[usize]| shape.iter().map(|&n| n as i64).collect::<Vec<i64>>();
-        let states = stream.state.iter().map(|s| (s.input.clone(), s.output.clone(), dims(&s.shape))).collect();
-        Ok(Compiled {
-            session,
-            shape: dims(&stream.shape(frames)),
-            input: stream.input.clone(),
-            output: stream.output.clone(),
-            states,
-        })
+/// The version of a library, if it is an ONNX Runtime that has the API which is needed.
+fn probe(path: &Path) -> Result<(String, u32), String> {
+    // SAFETY: loading runs the library's constructors; it is the library that the user or the setup put there, and it is
+    // what `ort` loads next. The symbol has this signature in every release of ONNX Runtime, and the base it returns is
+    // a static.
+    let (version, has_api) = unsafe {
+        let library = libloading::Library::new(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let version = (|| {
+            let base: libloading::Symbol<unsafe extern "C" fn() -> *const OrtApiBase> =
+                library.get(b"OrtGetApiBase").map_err(|_| "is not an ONNX Runtime".to_owned())?;
+            let base = base().as_ref().ok_or("has no API")?;
+            let version = CStr::from_ptr((base.GetVersionString)()).to_string_lossy().into_owned();
+            Ok((version, !(base.GetApi)(ort::MINOR_VERSION).is_null()))
+        })();
+        // Never unloaded: its threads and statics may outlive any handle.
+        std::mem::forget(library);
+        version.map_err(|e: String| format!("{} {e}", path.display()))?
+    };
+    let minor = version.split('.').nth(1).and_then(|m| m.parse().ok()).unwrap_or(0);
+    if !has_api || minor < ort::MINOR_VERSION {
+        return Err(format!("{} is version {version}; 1.{} or later is needed", path.display(), ort::MINOR_VERSION));
     }
+    Ok((version, minor))
+}
 
-    fn try_run(&mut self, input: &Tensor, state: &mut [DynValue], logits: &mut Vec<f32>) -> ort::Result<()> {
-        let shape = self.shape.as_slice();
-        let value: SessionInputValue = match input {
-            Tensor::F32(values) => TensorRef::from_array_view((shape, values.as_slice()))?.into(),
-            Tensor::U8(values) => TensorRef::from_array_view((shape, values.as_slice()))?.into(),
-        };
-        let mut inputs: Vec<(Cow<str>, SessionInputValue)> = vec![(self.input.as_str().into(), value)];
-        for ((name, ..), value) in self.states.iter().zip(state.iter()) {
-            inputs.push((name.as_str().into(), value.view().into()));
-        }
-        let mut outputs = self.session.run(inputs)?;
-        logits.clear();
-        logits.extend_from_slice(outputs[self.output.as_str()].try_extract_tensor::<f32>()?.1);
-        for ((_, name, _), value) in self.states.iter().zip(state) {
-            if let Some(next) = outputs.remove(name) {
-                *value = next;
-            }
-        }
-        Ok(())
+/// Asks for no more lines than are printed: every line is formatted on ONNX Runtime's side of the hop.
+fn log_level() -> LogLevel {
+    match log::max_level() {
+        log::LevelFilter::Trace => LogLevel::Verbose,
+        log::LevelFilter::Debug => LogLevel::Warning,
+        _ => LogLevel::Error,
     }
 }
 
-impl Engine for Compiled {
-    type State = Vec<DynValue>;
+/// What ONNX Runtime calls an error is ours to judge: a failed call returns it as well.
+fn log_line(level: LogLevel, category: &str, _id: &str, _place: &str, message: &str) {
+    let level = match level {
+        LogLevel::Verbose | LogLevel::Info => log::Level::Trace,
+        LogLevel::Warning => log::Level::Debug,
+        LogLevel::Error | LogLevel::Fatal => log::Level::Debug,
+    };
+    log::log!(target: "onnxruntime", level, "{category}: {message}");
+}
 
-    fn zero(&self) -> Result<Self::State> {
-        let zero = |(_, _, shape): &(String, String, Vec<i64>)| {
-            let values = vec![0f32; shape.iter().product::<i64>() as usize];
-            ort::value::Tensor::from_array((shape.clone(), values)).map(|t| t.into_dyn())
-        };
-        let zeros: ort::Result<Vec<DynValue>> = self.states.iter().map(zero).collect();
-        zeros.map_err(|e| Error::internal(format!("no state: {e}")))
+/// A folder for what a provider computes once and keeps; systemd's and the desktop's conventions, in that order.
+fn cache_folder(name: &str) -> PathBuf {
+    let under = |variable: &str| env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = under("CACHE_DIRECTORY")
+        .or_else(|| under("XDG_CACHE_HOME").map(|p| p.join("actiond")))
+        .or_else(|| under("HOME").map(|p| p.join(".cache/actiond")))
+        .unwrap_or_else(|| env::temp_dir().join("actiond"));
+    let folder = base.join(name);
+    if let Err(e) = fs::create_dir_all(&folder) {
+        log::warn!("cannot make {}: {e}; TensorRT will build its engines anew at each start", folder.display());
     }
-
-    fn run(&mut self, input: &Tensor, state: &mut Self::State, logits: &mut Vec<f32>) -> Result<()> {
-        self.try_run(input, state, logits).map_err(|e| Error::internal(format!("ONNX Runtime failed: {e}")))
-    }
+    folder
 }
 
 #[cfg(test)]
@@ -337,12 +573,23 @@ mod tests {
     #[test]
     fn the_newest_library_of_a_folder_is_taken_and_none_is_none() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(library_in(folder.path()), None);
-        assert_eq!(library_in(Path::new("/nonexistent")), None);
-        for name in ["libonnxruntime.so.1.20.0", "libonnxruntime.so.1.24.1", "libonnxruntime_providers_shared.so"] {
-            std::fs::write(folder.path().join(name), "").unwrap();
+        assert_eq!(in_folder(folder.path()), None);
+        assert_eq!(in_folder(Path::new("/nonexistent")), None);
+        for name in ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.24.1", "libonnxruntime_providers_shared.so"] {
+            fs::write(folder.path().join(name), "").unwrap();
         }
-        assert_eq!(library_in(folder.path()), Some(folder.path().join("libonnxruntime.so.1.24.1")));
+        let folder = folder.path().canonicalize().unwrap();
+        assert_eq!(in_folder(&folder), Some(folder.join("libonnxruntime.so.1.24.1")));
+    }
+
+    #[test]
+    fn what_is_no_onnx_runtime_is_told_and_not_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = folder.path().join("libonnxruntime.so");
+        fs::write(&text, "not a library").unwrap();
+        assert!(probe(&text).unwrap_err().contains("libonnxruntime.so"));
+        assert!(probe(Path::new("libc.so.6")).unwrap_err().ends_with("is not an ONNX Runtime"));
+        assert!(probe(Path::new("/nonexistent.so")).is_err());
     }
 
     #[test]

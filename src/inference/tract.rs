@@ -4,8 +4,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tract_onnx::prelude::{
-    Datum, InferenceModelExt, IntoTValue, RunOptions, TValue, TVec, Tensor as Values,
-    TypedSimpleState, multithread::Executor, tract_data::TractResult, tvec,
+    Datum, InferenceModelExt, IntoTValue, RunOptions, TValue, TVec, Tensor as Values, TypedSimpleState,
+    multithread::Executor, tract_data::TractResult, tvec,
 };
 
 use tract_onnx::{tract_core::internal::DatumTypeExt, tract_hir::infer::Factoid};

@@ -165,6 +165,8 @@ pub struct FlowMethod {
     pub preset: Preset,
     /// Finest level of DIS's pyramid that is estimated, 0 being full size; the preset's own where it is left out.
     pub finest_scale: Option<u8>,
+    /// Iterations of DIS's variational refinement; the preset's own where it is left out.
+    pub refinement: Option<u8>,
     /// Flow is estimated on a picture this many times the stream's size, and averaged down.
     #[serde(default = "one")]
     pub upscale: usize,
@@ -191,7 +193,13 @@ pub enum Preset {
 
 impl Default for FlowMethod {
     fn default() -> Self {
-        FlowMethod { algorithm: Algorithm::Dis, preset: Preset::Fast, finest_scale: Some(1), upscale: 1 }
+        FlowMethod {
+            algorithm: Algorithm::Dis,
+            preset: Preset::Fast,
+            finest_scale: Some(1),
+            refinement: None,
+            upscale: 1,
+        }
     }
 }
 
@@ -409,6 +417,9 @@ impl Model {
             if !(weight.is_finite() && *weight >= 0.0) {
                 return wrong(format!("fusion: weight {weight} of `{name}` is not a number from 0 up"));
             }
+        }
+        if m.fusion.rule == Rule::Logits && !m.fusion.label.is_empty() {
+            return wrong("fusion: weights for single labels need the rule `probabilities`".into());
         }
         let named = m.decision.label.keys().chain(&m.decision.ignore).chain(m.fusion.label.keys()).chain(&m.background);
         for label in named {

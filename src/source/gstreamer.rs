@@ -12,7 +12,11 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -95,8 +99,9 @@ struct State {
     hung_up: bool,
     /// A video stream was found.
     linked: bool,
-    /// All streams were found, and none of them is video.
+    /// There is sound, and no video so far; that is the last word when all streams were found.
     no_video: bool,
+    all_found: bool,
     closing: bool,
 }
 
@@ -136,7 +141,11 @@ impl Mailbox {
     fn hear(&self, message: &gst::MessageRef) {
         match message.view() {
             gst::MessageView::Error(e) => {
-                log::debug!("GStreamer: {} ({})", redact(&e.error().to_string()), redact(&e.debug().unwrap_or_default()));
+                log::debug!(
+                    "GStreamer: {} ({})",
+                    redact(&e.error().to_string()),
+                    redact(&e.debug().unwrap_or_default())
+                );
                 self.set(|state| {
                     // The first one is the cause, what follows are its consequences.
                     state.failure.get_or_insert(Failure { error: e.error(), at: Instant::now() });
@@ -159,7 +168,9 @@ impl Mailbox {
                         .unwrap_or_default();
                     self.set(|state| {
                         // Sound that can't be decoded is none of our business.
-                        if !detail.starts_with("audio/") {
+                        if detail.starts_with("audio/") {
+                            state.no_video = !state.linked;
+                        } else {
                             state.missing = Some((name, detail));
                         }
                     });
@@ -246,24 +257,20 @@ impl Stream {
             if let Some(failure) = &state.failure {
                 // A recording's damage is behind pictures that are still in the decoder.
                 let drained = failure.at.max(begin) + DRAIN;
-                if self.pace == Pace::Live || !state.linked || state.ended || now >= drained {
+                let flowing = state.linked || self.given > 0;
+                if self.pace == Pace::Live || !flowing || state.ended || now >= drained {
                     drop(state);
                     return Err(self.failure());
                 }
                 until = until.min(drained);
-            } else if state.ended || state.no_video {
+            } else if state.ended || (state.no_video && state.all_found) {
                 drop(state);
                 return Err(self.end());
             }
             if now >= until {
                 return Err(self.stalled());
             }
-            state = self
-                .mailbox
-                .changed
-                .wait_timeout(state, until - now)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.mailbox.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -293,7 +300,8 @@ impl Stream {
         }
         drop(state);
         let length = self.pipeline.query_duration::<gst::ClockTime>().map(Duration::from);
-        if let Some(length) = length.filter(|l| self.origin == Origin::File && *l > self.last + Duration::from_secs(1)) {
+        if let Some(length) = length.filter(|l| self.origin == Origin::File && *l > self.last + Duration::from_secs(1))
+        {
             log::warn!(
                 "{} ended after {:.1} s, though its header says {:.1} s: it is probably cut short",
                 self.name,
@@ -341,6 +349,10 @@ impl Stream {
         if error.matches(gst::ResourceError::NotAuthorized) {
             return Error::config(format!("{name} refuses the user name or the password ({text})"));
         }
+        // A camera that only listens: there is nothing that it could be asked for.
+        if state.no_video && !state.linked {
+            return Error::config(format!("{name} has sound, but no video stream"));
+        }
         if error.matches(gst::CoreError::MissingPlugin) {
             return Error::config(format!("{name} needs a part of GStreamer that is not installed ({text})"));
         }
@@ -361,7 +373,11 @@ impl Stream {
                 Error::unavailable(format!("{name} broke off after {:.1} s ({text})", self.last.as_secs_f64()))
             }
             Origin::Camera => Error::unavailable(format!("{name} gives no pictures ({text})")),
-            Origin::Pipeline if self.given == 0 => Error::config(format!("{name} does not run ({text})")),
+            // What a pipeline opens (a device, an address) may be there later; what it says stays wrong.
+            Origin::Pipeline if self.given == 0 && error.kind::<gst::ResourceError>().is_none() => {
+                Error::config(format!("{name} does not run ({text})"))
+            }
+            Origin::Pipeline if self.given == 0 => Error::unavailable(format!("{name} does not start ({text})")),
             Origin::Pipeline => {
                 Error::unavailable(format!("{name} broke off after {:.1} s ({text})", self.last.as_secs_f64()))
             }
@@ -370,56 +386,50 @@ impl Stream {
 
     /// The time of a sample. A buffer without a timestamp (some AVI and raw streams) comes one picture's duration
     /// after the one before, by its own word or by the rate of the caps.
-    fn time_of(&self, sample: &gst::Sample, buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Duration {
+    fn time_of(&mut self, sample: &gst::Sample, buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Duration {
         let running = sample
             .segment()
             .and_then(|segment| segment.downcast_ref::<gst::ClockTime>())
             .and_then(|segment| segment.to_running_time(buffer.pts()?))
             .map(Duration::from);
-        match (running, self.first) {
-            (Some(time), _) if self.is_live_clock() => time,
-            (Some(time), first) => time.saturating_sub(first.unwrap_or(time)),
-            (None, None) => Duration::ZERO,
-            (None, Some(_)) => {
+        let since_first = match running {
+            // A camera's clock is its own; it began when the stream did, perhaps before the first picture.
+            Some(time) if self.pace == Pace::Live && self.origin != Origin::File => time,
+            Some(time) => time.saturating_sub(*self.first.get_or_insert(time)),
+            None if self.given == 0 => Duration::ZERO,
+            None => {
                 let fps = info.fps();
-                let nominal = (fps.numer() > 0)
-                    .then(|| Duration::from_secs_f64(f64::from(fps.denom()) / f64::from(fps.numer())));
-                let step = buffer.duration().map(Duration::from).or(nominal).unwrap_or(Duration::from_millis(40));
-                self.last + step
+                let nominal =
+                    (fps.numer() > 0).then(|| Duration::from_secs_f64(f64::from(fps.denom()) / f64::from(fps.numer())));
+                self.last + buffer.duration().map(Duration::from).or(nominal).unwrap_or(Duration::from_millis(40))
             }
-        }
-        .max(self.last)
+        };
+        since_first.max(self.last)
     }
 
-    fn is_live_clock(&self) -> bool {
-        self.pace == Pace::Live && self.origin != Origin::File
+    fn broken(&self, what: &str) -> Error {
+        // A camera may have recovered when it is opened again, a file stays what it is.
+        let kind = if self.pace == Pace::Live { Kind::Unavailable } else { Kind::Internal };
+        Error::new(kind, format!("{}: GStreamer gave a picture {what}", self.name))
     }
 
     fn picture(&mut self, sample: gst::Sample, dropped: u64) -> Result<Picture<'_>> {
-        let broken = |what: &str| Error::internal(format!("{}: GStreamer gave a picture {what}", self.name));
-        let caps = sample.caps_owned().ok_or_else(|| broken("without caps"))?;
-        let buffer = sample.buffer_owned().ok_or_else(|| broken("without a buffer"))?;
+        let caps = sample.caps_owned().ok_or_else(|| self.broken("without caps"))?;
+        let buffer = sample.buffer_owned().ok_or_else(|| self.broken("without a buffer"))?;
         let known = self.layout.take().filter(|(known, _)| *known == caps);
         let (caps, info) = match known {
             Some(known) => known,
             None => {
-                let info = gst_video::VideoInfo::from_caps(&caps).map_err(|e| broken("of no known layout").caused_by(e))?;
+                let info = gst_video::VideoInfo::from_caps(&caps)
+                    .map_err(|e| self.broken("of no known layout").caused_by(e))?;
                 log::debug!("{}: {caps}", self.name);
                 (caps, info)
             }
         };
 
         let time = self.time_of(&sample, &buffer, &info);
-        if self.first.is_none() {
-            let running = sample
-                .segment()
-                .and_then(|segment| segment.downcast_ref::<gst::ClockTime>())
-                .and_then(|segment| segment.to_running_time(buffer.pts()?))
-                .map_or(Duration::ZERO, Duration::from);
-            self.first = Some(running);
-        }
         let frame = gst_video::VideoFrame::from_buffer_readable(buffer, &info)
-            .map_err(|_| broken("that is smaller than its caps say"))?;
+            .map_err(|_| self.broken("that is smaller than its caps say"))?;
         self.last = time;
         self.given += 1;
         self.layout = Some((caps, info));
@@ -566,7 +576,10 @@ fn decode_video(pipeline: &gst::Pipeline, decodebin: &gst::Element, mailbox: &Ar
     let seen = Arc::downgrade(mailbox);
     decodebin.connect_no_more_pads(move |_| {
         if let Some(mailbox) = seen.upgrade() {
-            mailbox.set(|state| state.no_video = !state.linked);
+            mailbox.set(|state| {
+                state.no_video = !state.linked;
+                state.all_found = true;
+            });
         }
     });
     Ok(())
@@ -652,16 +665,25 @@ fn rtsp(location: &str, options: &Options, mailbox: &Arc<Mailbox>) -> Result<gst
         },
     );
     // Only the video is asked for: sound would cost the network, too.
-    src.connect("select-stream", false, |values| {
+    let asked = Arc::downgrade(mailbox);
+    let video_seen = AtomicBool::new(false);
+    src.connect("select-stream", false, move |values| {
         let caps = values.get(2).and_then(|v| v.get::<gst::Caps>().ok());
-        Some(caps.is_some_and(|caps| is_video(&caps)).to_value())
+        let wanted = caps.is_some_and(|caps| is_video(&caps));
+        let seen = video_seen.fetch_or(wanted, Ordering::Relaxed) || wanted;
+        if let Some(mailbox) = asked.upgrade() {
+            mailbox.set(|state| state.no_video = !seen);
+        }
+        Some(wanted.to_value())
     });
-    let sink = element(&pipeline, "queue")?
-        .static_pad("sink")
-        .ok_or_else(|| Error::internal("a queue without a sink pad"))?;
+    let sink =
+        element(&pipeline, "queue")?.static_pad("sink").ok_or_else(|| Error::internal("a queue without a sink pad"))?;
     src.connect_pad_added(move |_, pad| {
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
-        if is_video(&caps) && !sink.is_linked() && let Err(e) = pad.link(&sink) {
+        if is_video(&caps)
+            && !sink.is_linked()
+            && let Err(e) = pad.link(&sink)
+        {
             log::warn!("the stream of an RTSP camera can't be connected: {e}");
         }
     });
@@ -698,8 +720,19 @@ fn described(description: &str) -> Result<gst::Pipeline> {
 /// The Debian package that decodes or demuxes a kind of data.
 fn package_for(caps: &str) -> &'static str {
     match caps.split([',', ' ', '(']).next().unwrap_or_default() {
-        "video/x-vp8" | "video/x-vp9" | "video/x-matroska" | "video/webm" | "video/quicktime" | "video/x-msvideo"
-        | "video/x-flv" | "image/jpeg" | "image/png" | "application/x-rtp" | "rtsp" | "http" | "https"
+        "video/x-vp8"
+        | "video/x-vp9"
+        | "video/x-matroska"
+        | "video/webm"
+        | "video/quicktime"
+        | "video/x-msvideo"
+        | "video/x-flv"
+        | "image/jpeg"
+        | "image/png"
+        | "application/x-rtp"
+        | "rtsp"
+        | "http"
+        | "https"
         | "multipart/x-mixed-replace" => "gstreamer1.0-plugins-good",
         "video/mpegts" | "video/x-av1" | "application/x-hls" | "image/webp" | "application/mxf" => {
             "gstreamer1.0-plugins-bad"

@@ -77,7 +77,7 @@ pub enum Uri {
     Csi(u32),
     /// Anything that GStreamer reads as a file.
     File(PathBuf),
-    /// A folder of pictures, or a y4m file.
+    /// A folder of pictures, a y4m file, or a GIF.
     Replay(PathBuf),
     /// A GStreamer pipeline that ends in raw video.
     Gst(String),
@@ -90,15 +90,14 @@ impl Uri {
     /// Reads an address. Whether what it names is there is seen when it is opened.
     pub fn parse(text: &str) -> Result<Uri> {
         let text = text.trim();
-        let unknown =
-            |what: String| Err(Error::config(format!("{what}; a source is one of {KNOWN}")));
+        let unknown = |what: String| Err(Error::config(format!("{what}; a source is one of {KNOWN}")));
         if text.is_empty() {
             return unknown("the source is empty".into());
         }
         // A bare path may hold a colon, but not before its first slash; what looks like a scheme is taken for one.
-        let scheme = text.split_once(':').filter(|(s, _)| {
-            s.len() > 1 && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-        });
+        let scheme = text
+            .split_once(':')
+            .filter(|(s, _)| s.len() > 1 && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)));
         let Some((scheme, rest)) = scheme else { return Ok(Uri::from_path(Path::new(text))) };
         match scheme.to_ascii_lowercase().as_str() {
             "rtsp" | "rtsps" | "rtspt" | "rtspu" if host(rest).is_some() => Ok(Uri::Rtsp(text.into())),
@@ -133,10 +132,10 @@ impl Uri {
         }
     }
 
-    /// Folders and y4m files are read in pure Rust, everything else by GStreamer.
+    /// Folders, y4m files and GIFs are read in pure Rust, everything else by GStreamer.
     fn from_path(path: &Path) -> Uri {
-        let y4m = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("y4m"));
-        if y4m || path.is_dir() { Uri::Replay(path.into()) } else { Uri::File(path.into()) }
+        let ours = ["y4m", "gif"].iter().any(|ours| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ours)));
+        if ours || path.is_dir() { Uri::Replay(path.into()) } else { Uri::File(path.into()) }
     }
 
     /// The address of a file or folder.
@@ -215,7 +214,8 @@ pub fn redact(text: &str) -> String {
         let (head, tail) = rest.split_at(at + 3);
         out.push_str(head);
         // A password may hold an @ of its own: the last one before the path ends it.
-        let authority = &tail[..tail.find(|c: char| c == '/' || c.is_whitespace() || "\"'<>".contains(c)).unwrap_or(tail.len())];
+        let authority =
+            &tail[..tail.find(|c: char| c == '/' || c.is_whitespace() || "\"'<>".contains(c)).unwrap_or(tail.len())];
         rest = tail;
         if let Some((login, _)) = authority.rsplit_once('@') {
             out.push_str(login.split(':').next().unwrap_or_default());
@@ -270,6 +270,8 @@ pub fn open(uri: &Uri, options: &Options) -> Result<Box<dyn Source>> {
     Ok(match uri {
         Uri::Usb(path) => Box::new(nokhwa::Camera::open(path, options)?),
         Uri::Replay(path) => Box::new(replay::Replay::open(path, options)?),
+        // By what they hold and not by their names: GStreamer shows a GIF's first picture for ever.
+        Uri::File(path) if replay::plays(path) => Box::new(replay::Replay::open(path, options)?),
         Uri::Rtsp(_) | Uri::Http(_) | Uri::Csi(_) | Uri::File(_) | Uri::Gst(_) => {
             Box::new(gstreamer::Stream::open(uri, options)?)
         }
@@ -324,7 +326,20 @@ mod tests {
 
     #[test]
     fn what_is_not_an_address_is_refused_with_the_list_of_what_is() {
-        for text in ["", "  ", "ftp://h/x", "rtsp:/h", "rtsp://", "rtsp://u:p@/x", "usb:", "usb:front", "csi:a", "gst:", "file:", "replay:"] {
+        for text in [
+            "",
+            "  ",
+            "ftp://h/x",
+            "rtsp:/h",
+            "rtsp://",
+            "rtsp://u:p@/x",
+            "usb:",
+            "usb:front",
+            "csi:a",
+            "gst:",
+            "file:",
+            "replay:",
+        ] {
             let error = Uri::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::Config, "{text}");
             assert!(error.to_string().contains("rtsp://, rtsps://"), "{text}: {error}");
@@ -340,7 +355,10 @@ mod tests {
             ("rtsp://user:hunt@er2@host/s", "rtsp://user:***@host/s"),
             ("rtsp://user@host/s", "rtsp://user@host/s"),
             ("rtsp://host/a@b:c", "rtsp://host/a@b:c"),
-            ("gst:rtspsrc location=rtsp://u:hunter2@h user-pw=hunter2 ! x", "gst:rtspsrc location=rtsp://u:***@h user-pw=*** ! x"),
+            (
+                "gst:rtspsrc location=rtsp://u:hunter2@h user-pw=hunter2 ! x",
+                "gst:rtspsrc location=rtsp://u:***@h user-pw=*** ! x",
+            ),
             ("gst:rtspsrc user-pw=\"hunter2 hunter2\" ! x", "gst:rtspsrc user-pw=*** ! x"),
         ] {
             assert_eq!(parse(text).to_string(), shown);

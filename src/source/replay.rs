@@ -1,13 +1,15 @@
-//! Recordings in pure Rust: a folder of images, or a y4m file. They need no library of the system, so they work on
+//! Recordings in pure Rust: a folder of images, a y4m file, a GIF. They need no library of the system, so they work on
 //! every board and in every test, and their pictures are exact to the byte.
 
 use std::{
     fs::File,
     io::{BufRead, BufReader, ErrorKind, Read},
     path::{Path, PathBuf},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
+use image::AnimationDecoder;
 use serde::Deserialize;
 
 use super::{Options, Pace, Source, unreadable};
@@ -31,17 +33,30 @@ pub struct Replay {
 enum Reader {
     Y4m(Box<Y4m>),
     Folder(Folder),
+    Gif(Gif),
+}
+
+/// Whether a file is one of those that are read here. Names lie, first bytes don't.
+pub fn plays(path: &Path) -> bool {
+    begins_with(path, b"GIF8") || begins_with(path, b"YUV4MPEG2")
+}
+
+fn begins_with(path: &Path, what: &[u8]) -> bool {
+    let mut begin = vec![0; what.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == what
 }
 
 impl Replay {
     /// Opens a folder of .png, .jpg and .bmp (in natural order: 2 before 10; at the rate that a `replay.toml` with
-    /// `fps = 30` says, else 25 fps) or a y4m file.
+    /// `fps = 30` says, else 25 fps), a y4m file, or a GIF.
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
         if let Some(error) = unreadable(path) {
             return Err(error);
         }
         let reader = if path.is_dir() {
             Reader::Folder(Folder::open(path)?)
+        } else if begins_with(path, b"GIF8") {
+            Reader::Gif(Gif::open(path)?)
         } else {
             Reader::Y4m(Box::new(Y4m::open(path)?))
         };
@@ -70,6 +85,7 @@ impl Source for Replay {
         let picture = match &mut self.reader {
             Reader::Y4m(y4m) => y4m.next()?,
             Reader::Folder(folder) => folder.next()?,
+            Reader::Gif(gif) => gif.next()?,
         };
         Ok(Picture { dropped, ..picture })
     }
@@ -84,6 +100,7 @@ impl Reader {
         match self {
             Reader::Y4m(y4m) => y4m.time(y4m.given),
             Reader::Folder(folder) => folder.time(folder.given),
+            Reader::Gif(gif) => gif.ahead.as_ref().map_or(Duration::ZERO, |ahead| ahead.time),
         }
     }
 
@@ -91,6 +108,7 @@ impl Reader {
         match self {
             Reader::Y4m(y4m) => y4m.time(y4m.given + 1),
             Reader::Folder(folder) => folder.time(folder.given + 1),
+            Reader::Gif(gif) => gif.ahead.as_ref().map_or(Duration::ZERO, |ahead| ahead.until),
         }
     }
 
@@ -110,6 +128,14 @@ impl Reader {
                 }
                 folder.given += 1;
                 Ok(true)
+            }
+            Reader::Gif(gif) => {
+                let follows = gif.images.recv();
+                let skipped = follows.is_ok();
+                if let Ok(image) = follows {
+                    gif.take(image)?;
+                }
+                Ok(skipped)
             }
         }
     }
@@ -168,8 +194,9 @@ impl Y4m {
         };
         y4m.read_line().map_err(failed)?;
         let header = String::from_utf8_lossy(&y4m.line).into_owned();
-        y4m.take_header(&header)
-            .map_err(|what| Error::config(format!("{} is not a y4m file that can be played: {what}", path.display())))?;
+        y4m.take_header(&header).map_err(|what| {
+            Error::config(format!("{} is not a y4m file that can be played: {what}", path.display()))
+        })?;
 
         let (width, height) = (y4m.width, y4m.height);
         y4m.y = vec![0; width * height];
@@ -247,51 +274,38 @@ impl Y4m {
         (self.size - self.read.min(self.size)) / (self.y.len() + chroma + "FRAME\n".len()) as u64
     }
 
-    /// A line without its end; a damaged file must not make this grow without end.
+    /// Reads a line into `line`; a damaged file must not make that grow without end.
     fn read_line(&mut self) -> std::io::Result<()> {
         self.line.clear();
-        let mut limited = (&mut self.file).take(4096);
-        self.read += limited.read_until(b'\n', &mut self.line)? as u64;
-        if self.line.last() == Some(&b'\n') {
-            self.line.pop();
-        }
+        self.read += (&mut self.file).take(4096).read_until(b'\n', &mut self.line)? as u64;
         Ok(())
     }
 
     /// Reads one picture into the planes.
     fn read(&mut self) -> Result<()> {
+        let outcome = self.read_line().and_then(|()| match self.line.as_slice() {
+            [] => Ok(Some(false)),
+            [b'F', b'R', b'A', b'M', b'E', .., b'\n'] => read_planes(self).map(|()| Some(true)),
+            line if b"FRAME".starts_with(&line[..line.len().min(5)]) => Err(ErrorKind::UnexpectedEof.into()),
+            _ => Ok(None),
+        });
         let at = self.time(self.given).as_secs_f64();
         let name = self.path.display();
-        self.line.clear();
-        let failed = |e| Error::internal(format!("{} can't be read on at {at:.1} s", self.path.display())).caused_by(e);
-        let mut limited = (&mut self.file).take(4096);
-        self.read += limited.read_until(b'\n', &mut self.line).map_err(failed)? as u64;
-        if self.line.is_empty() {
-            return Err(Error::end_of_stream());
-        }
-        if !self.line.starts_with(b"FRAME") || self.line.last() != Some(&b'\n') {
-            // A cut in the five letters is a cut; anything else is damage.
-            if b"FRAME".starts_with(&self.line[..self.line.len().min(5)]) {
-                return Err(Error::end_of_stream());
-            }
-            return Err(Error::config(format!(
-                "{name} is damaged after {at:.1} s: no FRAME where picture {} should begin; record or convert it again",
-                self.given
-            )));
-        }
-        let outcome = read_planes(self);
         match outcome {
-            Ok(()) => {
+            Ok(Some(true)) => {
                 self.given += 1;
                 Ok(())
             }
+            Ok(Some(false)) => Err(Error::end_of_stream()),
+            Ok(None) => Err(Error::config(format!(
+                "{name} is damaged after {at:.1} s: no FRAME where picture {} should begin; record or convert it again",
+                self.given
+            ))),
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                log::warn!("{} is cut in the middle of picture {}, at {at:.1} s", self.path.display(), self.given);
+                log::warn!("{name} is cut in the middle of picture {}, at {at:.1} s", self.given);
                 Err(Error::end_of_stream())
             }
-            Err(e) => {
-                Err(Error::internal(format!("{} can't be read on at {at:.1} s", self.path.display())).caused_by(e))
-            }
+            Err(e) => Err(Error::internal(format!("{name} can't be read on at {at:.1} s")).caused_by(e)),
         }
     }
 
@@ -428,6 +442,94 @@ impl Folder {
     }
 }
 
+/// A GIF, decoded on a thread of its own since the decoder may not move between threads. The thread is never more than
+/// one picture ahead, and ends when its channel does.
+struct Gif {
+    path: PathBuf,
+    images: mpsc::Receiver<image::ImageResult<image::Frame>>,
+    ahead: Option<GifImage>,
+    shown: image::RgbImage,
+    begun: bool,
+}
+
+struct GifImage {
+    rgb: image::RgbImage,
+    time: Duration,
+    until: Duration,
+}
+
+impl Gif {
+    fn open(path: &Path) -> Result<Self> {
+        let file =
+            File::open(path).map_err(|e| Error::config(format!("{} can't be read", path.display())).caused_by(e))?;
+        let (sender, images) = mpsc::sync_channel(0);
+        std::thread::Builder::new()
+            .name("gif".into())
+            .spawn(move || match image::codecs::gif::GifDecoder::new(BufReader::new(file)) {
+                Ok(decoder) => {
+                    for image in decoder.into_frames() {
+                        let failed = image.is_err();
+                        if sender.send(image).is_err() || failed {
+                            break;
+                        }
+                    }
+                }
+                Err(e) => {
+                    let _ = sender.send(Err(e));
+                }
+            })
+            .map_err(|e| Error::internal("no thread for a GIF").caused_by(e))?;
+        let mut gif = Gif { path: path.into(), images, ahead: None, shown: Default::default(), begun: false };
+        match gif.images.recv() {
+            Ok(first) => gif.take(first)?,
+            Err(_) => return Err(Error::config(format!("{} is a GIF without pictures", path.display()))),
+        }
+        Ok(gif)
+    }
+
+    fn take(&mut self, image: image::ImageResult<image::Frame>) -> Result<()> {
+        let time = self.ahead.as_ref().map_or(Duration::ZERO, |ahead| ahead.until);
+        let frame = match image {
+            Ok(frame) => frame,
+            Err(e) if self.begun => {
+                let at = time.as_secs_f64();
+                log::warn!("{} is cut short or damaged, it ends at {at:.1} s: {e}", self.path.display());
+                self.ahead = None;
+                return Ok(());
+            }
+            Err(e) => {
+                return Err(
+                    Error::config(format!("{} is not a GIF that can be read", self.path.display())).caused_by(e)
+                );
+            }
+        };
+        // Browsers show what says 0 or 1/100 s for 1/10 s, and GIFs are made to look right there.
+        let delay = Duration::from(frame.delay());
+        let delay = if delay < Duration::from_millis(20) { Duration::from_millis(100) } else { delay };
+        let rgb = image::DynamicImage::from(frame.into_buffer()).into_rgb8();
+        self.ahead = Some(GifImage { rgb, time, until: time + delay });
+        self.begun = true;
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Picture<'_>> {
+        let ahead = self.ahead.as_mut().ok_or_else(Error::end_of_stream)?;
+        std::mem::swap(&mut self.shown, &mut ahead.rgb);
+        let time = ahead.time;
+        match self.images.recv() {
+            Ok(image) => self.take(image)?,
+            Err(_) => self.ahead = None,
+        }
+        Ok(Picture {
+            width: self.shown.width() as usize,
+            height: self.shown.height() as usize,
+            time,
+            dropped: 0,
+            pixels: Pixels::Rgb(Plane { data: &self.shown, stride: 3 * self.shown.width() as usize }),
+        })
+    }
+}
+
 /// Orders names as a person does: runs of digits by their value (2 before 10), the rest by letters.
 fn natural_key(name: &str) -> Vec<(u64, String)> {
     let mut key: Vec<(u64, String)> = Vec::new();
@@ -442,4 +544,217 @@ fn natural_key(name: &str) -> Vec<(u64, String)> {
     // What is equal so far (01 and 1) still needs one order.
     key.push((0, name.into()));
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn open(path: &Path) -> Result<Replay> {
+        Replay::open(path, &Options::default())
+    }
+
+    fn y4m(header: &str, body: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.y4m");
+        std::fs::write(&path, [header.as_bytes(), b"\n", body].concat()).unwrap();
+        (folder, path)
+    }
+
+    /// The planes of every picture, and its time in milliseconds, until the end.
+    fn play(source: &mut Replay) -> (Vec<(u128, Vec<u8>)>, Error) {
+        let mut pictures = Vec::new();
+        loop {
+            match source.next() {
+                Ok(picture) => {
+                    let data = match picture.pixels {
+                        Pixels::I420 { y, u, v, .. } => [y.data, u.data, v.data].concat(),
+                        Pixels::Rgb(plane) => plane.data.to_vec(),
+                    };
+                    pictures.push((picture.time.as_millis(), data));
+                }
+                Err(e) => return (pictures, e),
+            }
+        }
+    }
+
+    #[test]
+    fn y4m_is_exact_to_the_byte_and_the_millisecond() {
+        let body = b"FRAME\nabcdefUVFRAME Ip\nghijklWX";
+        let (_folder, path) = y4m("YUV4MPEG2 W3 H2 F10:1 Ip A1:1 C420jpeg XYSCSS=420JPEG", &[body.as_slice()].concat());
+        // 3x2 has chroma of 2x1.
+        let (_folder2, path2) = y4m("YUV4MPEG2 W3 H2 F10:1", b"FRAME\nabcdefUVuvFRAME Ip\nghijklWXwx");
+        let (pictures, end) = play(&mut open(&path2).unwrap());
+        assert_eq!(pictures, [(0, b"abcdefUVuv".to_vec()), (100, b"ghijklWXwx".to_vec())]);
+        assert_eq!(end.kind(), Kind::EndOfStream);
+        // The first file's pictures are too short, so a header stands where pixels should: damage, not nonsense.
+        let (pictures, end) = play(&mut open(&path).unwrap());
+        assert_eq!((pictures.len(), end.kind()), (1, Kind::Config), "{end}");
+        assert!(end.to_string().contains("is damaged after 0.1 s"), "{end}");
+    }
+
+    #[test]
+    fn all_chroma_layouts_become_4_2_0() {
+        for (chroma, body, expected) in [
+            ("mono", &b"FRAME\nabcd"[..], &b"abcd\x80\x80"[..]),
+            ("422", b"FRAME\nabcd\x0a\x14\x1e\x28", b"abcd\x0f\x23"),
+            ("444", b"FRAME\nabcd\x0a\x0b\x0c\x0d\x14\x14\x14\x18", b"abcd\x0c\x15"),
+            ("420mpeg2", b"FRAME\nabcdUV", b"abcdUV"),
+        ] {
+            let (_folder, path) = y4m(&format!("YUV4MPEG2 W2 H2 F25:1 C{chroma}"), body);
+            let (pictures, end) = play(&mut open(&path).unwrap());
+            assert_eq!(pictures, [(0, expected.to_vec())], "{chroma}");
+            assert_eq!(end.kind(), Kind::EndOfStream);
+        }
+        // One pixel, where every neighbour is itself.
+        for (chroma, body) in [("444", "FRAME\naUV"), ("422", "FRAME\naUV"), ("420", "FRAME\naUV")] {
+            let (_folder, path) = y4m(&format!("YUV4MPEG2 W1 H1 C{chroma}"), body.as_bytes());
+            assert_eq!(play(&mut open(&path).unwrap()).0, [(0, b"aUV".to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_rate_as_a_fraction_does_not_drift() {
+        let (_folder, path) = y4m("YUV4MPEG2 W1 H1 F30000:1001 Cmono", &b"FRAME\na".repeat(30001));
+        let mut source = open(&path).unwrap();
+        let mut last = Duration::ZERO;
+        while let Ok(picture) = source.next() {
+            last = picture.time;
+        }
+        assert_eq!(last, Duration::from_secs(1001));
+    }
+
+    #[test]
+    fn the_color_range_is_read_and_the_matrix_goes_by_size() {
+        for (header, full, matrix) in [
+            ("W1 H576 Cmono", false, Matrix::Bt601),
+            ("W1 H720 Cmono XCOLORRANGE=FULL", true, Matrix::Bt709),
+            ("W1 H720 C420jpeg XCOLORRANGE=LIMITED", false, Matrix::Bt709),
+        ] {
+            let (_folder, path) = y4m(&format!("YUV4MPEG2 {header}"), &[b"FRAME\n".to_vec(), vec![0; 2000]].concat());
+            match open(&path).unwrap().next().unwrap().pixels {
+                Pixels::I420 { matrix: m, full_range, .. } => assert_eq!((m, full_range), (matrix, full), "{header}"),
+                Pixels::Rgb(_) => panic!("RGB"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_file_gives_its_whole_pictures_and_ends() {
+        let whole = b"FRAME\nabcdUVFRAME\nefghWX";
+        for cut in 13..whole.len() {
+            let (_folder, path) = y4m("YUV4MPEG2 W2 H2", &whole[..cut]);
+            let (pictures, end) = play(&mut open(&path).unwrap());
+            assert_eq!((pictures.len(), end.kind()), (1, Kind::EndOfStream), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_header_is_told_in_a_sentence() {
+        for (header, what) in [
+            ("RIFF", "does not begin with YUV4MPEG2"),
+            ("", "does not begin with YUV4MPEG2"),
+            ("YUV4MPEG2 H2", "its header says 0x2 pixels"),
+            ("YUV4MPEG2 W-1 H2", "W-1, which is no number"),
+            ("YUV4MPEG2 W99999 H99999", "its header says 99999x99999 pixels"),
+            ("YUV4MPEG2 W2 H2 F25", "F25; a rate looks like F25:1"),
+            ("YUV4MPEG2 W2 H2 F25:0", "F25:0; a rate looks like F25:1"),
+            ("YUV4MPEG2 W2 H2 C420p10", "its pixels are 420p10, which is not read here"),
+            ("YUV4MPEG2 \u{fc} W2", "pixels"),
+        ] {
+            let (_folder, path) = y4m(header, b"");
+            let error = open(&path).err().unwrap();
+            assert_eq!(error.kind(), Kind::Config);
+            assert!(error.to_string().contains(what) && error.to_string().contains("a.y4m"), "{header}: {error}");
+        }
+        // The rate may be unknown, says the format's description.
+        let (_folder, path) = y4m("YUV4MPEG2 W2 H2 F0:0", b"");
+        assert_eq!(open(&path).unwrap().next().unwrap_err().kind(), Kind::EndOfStream);
+    }
+
+    #[test]
+    fn as_a_camera_it_keeps_its_own_pace_and_counts_what_it_drops() {
+        let (_folder, path) = y4m("YUV4MPEG2 W1 H1 F100:1 Cmono", &b"FRAME\na".repeat(40));
+        let begin = Instant::now();
+        let mut source = Replay::open(&path, &Options { realtime: true, ..Options::default() }).unwrap();
+        assert_eq!(source.pace(), Pace::Live);
+        let (mut given, mut dropped, mut last) = (0, 0, Duration::ZERO);
+        while let Ok(picture) = source.next() {
+            given += 1;
+            dropped += picture.dropped;
+            last = picture.time;
+            std::thread::sleep(Duration::from_millis(35));
+        }
+        assert_eq!(given + dropped, 40);
+        assert!((5..=14).contains(&given), "{given} at 35 ms each of 390 ms");
+        assert_eq!(last, Duration::from_millis(390), "the last picture is always shown");
+        assert!(begin.elapsed() >= Duration::from_millis(390));
+    }
+
+    fn folder_of(images: &[(&str, u8)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, value) in images {
+            image::RgbImage::from_pixel(2, 1, image::Rgb([*value; 3])).save(folder.path().join(name)).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_folder_is_played_in_the_order_that_a_person_sees() {
+        let folder = folder_of(&[("f10.png", 10), ("f2.png", 2), ("F1.bmp", 1), ("f002.png", 3)]);
+        std::fs::write(folder.path().join("notes.txt"), "not an image").unwrap();
+        let (pictures, end) = play(&mut open(folder.path()).unwrap());
+        assert_eq!(pictures.iter().map(|(t, p)| (*t, p[0])).collect::<Vec<_>>(), [(0, 1), (40, 3), (80, 2), (120, 10)]);
+        assert_eq!(end.kind(), Kind::EndOfStream);
+
+        std::fs::write(folder.path().join("replay.toml"), "fps = 12.5").unwrap();
+        assert_eq!(play(&mut open(folder.path()).unwrap()).0[2].0, 160);
+        for bad in ["fps = 0", "fps = \"x\"", "rate = 25", ""] {
+            std::fs::write(folder.path().join("replay.toml"), bad).unwrap();
+            let error = open(folder.path()).err().unwrap();
+            assert!(error.kind() == Kind::Config && error.to_string().contains("replay.toml"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_says_which_image_is_bad_and_when_there_are_none() {
+        let folder = folder_of(&[("1.png", 1), ("3.png", 3)]);
+        std::fs::write(folder.path().join("2.png"), "text").unwrap();
+        let (pictures, error) = play(&mut open(folder.path()).unwrap());
+        assert_eq!((pictures.len(), error.kind()), (1, Kind::Config));
+        assert!(error.to_string().contains("2.png is not an image"), "{error}");
+
+        let empty = tempfile::tempdir().unwrap();
+        assert!(open(empty.path()).err().unwrap().to_string().contains("is a folder without images"));
+        let missing = open(&empty.path().join("x.y4m")).err().unwrap();
+        assert!(missing.kind() == Kind::Config && missing.to_string().contains("does not exist"), "{missing}");
+    }
+
+    #[test]
+    fn a_gif_is_played_once_at_its_own_rate() {
+        let folder = tempfile::tempdir().unwrap();
+        // The name lies; what counts is what is in the file.
+        let path = folder.path().join("a.mp4");
+        let mut encoder = image::codecs::gif::GifEncoder::new(File::create(&path).unwrap());
+        encoder.set_repeat(image::codecs::gif::Repeat::Infinite).unwrap();
+        for (value, delay) in [(0, 50), (250, 0), (120, 200)] {
+            let picture = image::RgbaImage::from_pixel(2, 1, image::Rgba([value, value, value, 255]));
+            let delay = image::Delay::from_numer_denom_ms(delay, 1);
+            encoder.encode_frame(image::Frame::from_parts(picture, 0, 0, delay)).unwrap();
+        }
+        drop(encoder);
+        assert!(plays(&path));
+        let (pictures, end) = play(&mut open(&path).unwrap());
+        assert_eq!(pictures.iter().map(|(t, p)| (*t, p[0])).collect::<Vec<_>>(), [(0, 0), (50, 250), (150, 120)]);
+        assert_eq!(end.kind(), Kind::EndOfStream);
+
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 12]).unwrap();
+        let (pictures, end) = play(&mut open(&path).unwrap());
+        assert_eq!((pictures.len(), end.kind()), (2, Kind::EndOfStream), "{end}");
+        std::fs::write(&path, &bytes[..8]).unwrap();
+        assert_eq!(open(&path).err().unwrap().kind(), Kind::Config);
+        drop(open(&path));
+    }
 }

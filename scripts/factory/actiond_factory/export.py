@@ -68,9 +68,7 @@ class Graph:
 
     def max_pool(self, name: str, x: str, kernel: tuple[int, ...], stride: tuple[int, ...]) -> str:
         """A max pool with SAME padding, which ONNX leaves out of the maximum."""
-        return self.node(
-            "MaxPool", name, [x], kernel_shape=list(kernel), strides=list(stride), auto_pad="SAME_UPPER"
-        )
+        return self.node("MaxPool", name, [x], kernel_shape=list(kernel), strides=list(stride), auto_pad="SAME_UPPER")
 
 
 def build(net: I3D, temperature: float = 1.0) -> onnx.ModelProto:
@@ -179,7 +177,7 @@ def stream_toml(out: Path, stream: str) -> str:
             digest = sha256(out / name)
             files += f'\n[[stream.file]]\nprecision = "{precision}"\npath = "{name}"\nsha256 = "{digest}"\n'
     flow = f"""bound = {BOUND}
-flow = {{ algorithm = "dis", preset = "fast", finest_scale = 1, upscale = 2 }}
+flow = {{ algorithm = "dis", preset = "fast", finest_scale = 1, refinement = 0, upscale = 2 }}
 """
     return f"""
 [[stream]]
@@ -217,7 +215,7 @@ def write_manifest(out: Path, weights: dict[str, float], starts: dict[str, float
     (out / "model.toml").write_text(f"""name = "actiond-compact-i3d"
 version = "1"
 architecture = "two-stream-i3d"
-licence = "MIT OR Apache-2.0"
+licence = "MIT"
 source = "trained by this project on rendered motion capture; see CARD.md"
 fps = 25
 labels = "labels.txt"

@@ -227,7 +227,11 @@ def canonical(names, world):
     """Joint positions [F, J, 3] in any known naming -> canonical track: scaled by the legs, floor at 0."""
     index = {n: i for i, n in enumerate(names)}
     for scheme in _NAMES:
-        if scheme["pelvis"] in index and scheme["chest"] in index and scheme["knee"].format(scheme["sides"][0]) in index:
+        if (
+            scheme["pelvis"] in index
+            and scheme["chest"] in index
+            and scheme["knee"].format(scheme["sides"][0]) in index
+        ):
             break
     else:
         raise ValueError(f"unknown joint names: {sorted(index)[:6]} ...")
@@ -520,7 +524,8 @@ def clock(seconds):
 
 RESTS = {  # hands at rest: left hand; the right is its mirror image
     "hang": (0.12, -0.96, 0.06), "hips": (0.12, -0.72, -0.02), "front": (-0.25, -0.72, 0.32),
-    "crossed": (-0.4, -0.35, 0.42), "back": (-0.2, -0.8, -0.25), "guard": (-0.12, -0.05, 0.5), "lap": (-0.1, -0.62, 0.5),
+    "crossed": (-0.4, -0.35, 0.42), "back": (-0.2, -0.8, -0.25), "guard": (-0.12, -0.05, 0.5),
+    "lap": (-0.1, -0.62, 0.5),
     "chest": (-0.15, -0.35, 0.5), "phone": (-0.1, -0.1, 0.35),
 }  # fmt: skip
 
@@ -649,7 +654,11 @@ def gait(rng, seconds, speed=1.3, run=False, arms=None):
     """Walking or running straight ahead at `speed` m/s: feet planted in stance, lifted in swing, arms opposite."""
     p = Pose(clock(seconds))
     t = p.t
-    stride = (0.62 + 0.34 * speed) * rng.uniform(0.92, 1.1) * 1.4 if not run else (1.15 + 0.36 * speed) * rng.uniform(0.9, 1.1)
+    stride = (
+        (0.62 + 0.34 * speed) * rng.uniform(0.92, 1.1) * 1.4
+        if not run
+        else (1.15 + 0.36 * speed) * rng.uniform(0.9, 1.1)
+    )
     freq = speed / stride
     phase = t * freq + rng.random()
     duty = 0.62 if not run else rng.uniform(0.3, 0.4)
@@ -673,7 +682,9 @@ def gait(rng, seconds, speed=1.3, run=False, arms=None):
         amp = rng.uniform(0.15, 0.45) * min(1.4, speed) if not run else rng.uniform(0.35, 0.55)
         a = amp * np.sin(2 * np.pi * (phase + 0.5 * k) - 0.3)
         if run:
-            p.hand[k] = np.stack([s * (0.05 - 0.15 * np.maximum(a, 0)), -0.5 + 0.35 * np.maximum(a, 0), 0.35 + 0.75 * a], -1)
+            p.hand[k] = np.stack(
+                [s * (0.05 - 0.15 * np.maximum(a, 0)), -0.5 + 0.35 * np.maximum(a, 0), 0.35 + 0.75 * a], -1
+            )
         else:
             p.hand[k] = np.stack([s * 0.12 + 0 * a, -0.95 + 0.12 * np.abs(a), 0.1 + a], -1)
     p.pitch += (0.03 if not run else rng.uniform(0.05, 0.2)) + wander(rng, t, 0.01)
@@ -712,7 +723,11 @@ def hop(rng, seconds, onset, flight=0.35, forward=0.0, repeat=1, arms=None):
         y += np.where((t >= touch) & (t < nxt), after, 0)
         air = np.maximum(air, np.where((t > take) & (t < touch), jump, 0))
         z += forward * np.clip(fly / flight, 0, 1)
-        swing += keys(t, [(now, 0), (now + crouch, -0.6), (take + 0.1, 1.0), (touch + 0.15, 0)]) * (t >= now) * (t < touch + 0.15)
+        swing += (
+            keys(t, [(now, 0), (now + crouch, -0.6), (take + 0.1, 1.0), (touch + 0.15, 0)])
+            * (t >= now)
+            * (t < touch + 0.15)
+        )
         now = touch + rng.uniform(0.0, 0.06)
     p.pelvis[:, 1] += y
     p.pelvis[:, 2] += z
@@ -742,12 +757,18 @@ def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
     An inverted pendulum (slow start, then nearly free fall) whose knees give way by a random share (crumple).
     """
     mode = mode or rng.choice(FALLS)
-    p = seat(rng, before + duration + after, height) if mode == "seated" else stand(rng, before + duration + after, unrest=0.5)
+    p = (
+        seat(rng, before + duration + after, height)
+        if mode == "seated"
+        else stand(rng, before + duration + after, unrest=0.5)
+    )
     t = p.t
     n = len(t)
     u = np.clip((t - before) / duration, 0, 1)
     s = u ** rng.uniform(1.7, 2.6)
-    bounce = np.where(t > before + duration, np.exp(-(t - before - duration) * 9) * np.sin((t - before - duration) * 22), 0)
+    bounce = np.where(
+        t > before + duration, np.exp(-(t - before - duration) * 9) * np.sin((t - before - duration) * 22), 0
+    )
     direction = {"forward": 0.0, "backward": np.pi, "left": np.pi / 2, "right": -np.pi / 2}.get(mode)
     if direction is None:
         direction = rng.uniform(-np.pi, np.pi)
@@ -769,8 +790,13 @@ def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
     p.pitch += lean * np.cos(direction)
     p.roll += -lean * np.sin(direction)
     p.yaw += rng.normal(0, 0.5) * s
-    p.bend += keys(t, [(before, 0), (before + 0.5 * duration, rng.uniform(-0.2, 0.5)), (before + duration, rng.uniform(-0.05, 0.25))])
-    p.nod += keys(t, [(before, 0), (before + 0.4 * duration, rng.uniform(-0.3, 0.4)), (before + duration, rng.uniform(-0.2, 0.1))])
+    p.bend += keys(
+        t,
+        [(before, 0), (before + 0.5 * duration, rng.uniform(-0.2, 0.5)), (before + duration, rng.uniform(-0.05, 0.25))],
+    )
+    p.nod += keys(
+        t, [(before, 0), (before + 0.4 * duration, rng.uniform(-0.3, 0.4)), (before + duration, rng.uniform(-0.2, 0.1))]
+    )
     slip = rng.uniform(0.0, 0.55) * (-1 if rng.random() < 0.7 else 1) * (1 - crumple)
     legs = rng.uniform(0.6, 0.84, 2)
     sideways = rng.normal(0, 0.15, 2)
@@ -804,13 +830,17 @@ def wave(rng, p, start, stop, hands=(1,)):
     amp = rng.uniform(0.12, 0.4)
     up = rng.uniform(-0.1, 0.75)
     out = rng.uniform(0.15, 0.6)
-    on = keys(t, [(start, 0), (start + 0.3, 1), (max(stop - 0.35, start + 0.31), 1), (max(stop, start + 0.6), 0)])[:, None]
+    on = keys(t, [(start, 0), (start + 0.3, 1), (max(stop - 0.35, start + 0.31), 1), (max(stop, start + 0.6), 0)])[
+        :, None
+    ]
     style = rng.random()
     for k in hands:
         s = 1 if k == 0 else -1
         swing = amp * np.sin(2 * np.pi * freq * (t - start) + (0 if rng.random() < 0.6 else np.pi * k))
         if style < 0.75:
-            point = np.stack([s * out + swing, up + 0.15 * np.cos(swing / amp * 1.3), np.full_like(t, rng.uniform(0.25, 0.6))], -1)
+            point = np.stack(
+                [s * out + swing, up + 0.15 * np.cos(swing / amp * 1.3), np.full_like(t, rng.uniform(0.25, 0.6))], -1
+            )
         else:  # overhead, wide
             point = np.stack([s * 0.35 + 1.3 * swing, np.full_like(t, 0.85), np.full_like(t, 0.15)], -1)
         p.hand[k] = p.hand[k] * (1 - on) + point * on
@@ -879,9 +909,16 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
     for _ in range(count):
         target = goal + rng.normal(0, 0.04, 3)
         if kind == "punching":
-            wind, go, hold, back = rng.uniform(0.06, 0.2), rng.uniform(0.10, 0.17), rng.uniform(0.0, 0.05), rng.uniform(0.14, 0.32)
+            wind, go, hold, back = (
+                rng.uniform(0.06, 0.2),
+                rng.uniform(0.10, 0.17),
+                rng.uniform(0.0, 0.05),
+                rng.uniform(0.14, 0.32),
+            )
             hit = now + wind + go
-            pull = np.array([0.25 * (1 if side == 0 else -1), -0.25 + rng.uniform(-0.2, 0.2), -0.15 + rng.uniform(-0.2, 0.3)])
+            pull = np.array(
+                [0.25 * (1 if side == 0 else -1), -0.25 + rng.uniform(-0.2, 0.2), -0.15 + rng.uniform(-0.2, 0.3)]
+            )
             w = keys(t, [(now, 0), (now + wind, 1), (hit, 0)])[:, None]
             p.hand[side] = p.hand[side] * (1 - w) + pull * w
             w = keys(t, [(now + wind * 0.7, 0), (hit, 1), (hit + hold, 1), (hit + hold + back, 0)])
@@ -893,14 +930,29 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
             p.pelvis[:, 2] += keys(t, [(now, 0), (hit, 0.12), (hit + back + 0.1, 0)])
             now, side = hit + hold + back * rng.uniform(0.4, 1.0), 1 - side if rng.random() < 0.75 else side
         elif kind == "kicking":
-            up, go, hold, back = rng.uniform(0.16, 0.3), rng.uniform(0.1, 0.2), rng.uniform(0, 0.06), rng.uniform(0.25, 0.45)
+            up, go, hold, back = (
+                rng.uniform(0.16, 0.3),
+                rng.uniform(0.1, 0.2),
+                rng.uniform(0, 0.06),
+                rng.uniform(0.25, 0.45),
+            )
             hit = now + up + go
             f = p.foot[side]
             rest = f[min(len(t) - 1, int(now * RATE))].copy()
             knee = np.array([rest[0], max(0.3, target[1] * 0.65), rng.uniform(-0.25, 0.2) if target[1] < 0.6 else 0.15])
             if target[1] < 0.5 and rng.random() < 0.6:  # a swing from behind, like at a ball
                 knee = np.array([rest[0], 0.35, -0.45])
-            path = keys(t, [(now, rest), (now + up, knee), (hit, target), (hit + hold, target), (hit + hold + back * 0.5, knee * [1, 0.8, 1]), (hit + hold + back, rest)])
+            path = keys(
+                t,
+                [
+                    (now, rest),
+                    (now + up, knee),
+                    (hit, target),
+                    (hit + hold, target),
+                    (hit + hold + back * 0.5, knee * [1, 0.8, 1]),
+                    (hit + hold + back, rest),
+                ],
+            )
             active = ((t >= now) & (t < hit + hold + back))[:, None]
             p.foot[side] = np.where(active, path, f)
             shape = keys(t, [(now, 0), (hit, 1), (hit + hold + back, 0)])
@@ -915,7 +967,12 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
             now = hit + hold + back
             side = 1 - side if rng.random() < 0.5 else side
         else:
-            raise_, go, hold, back = rng.uniform(0.12, 0.3), rng.uniform(0.12, 0.25), rng.uniform(0.03, 0.15), rng.uniform(0.25, 0.5)
+            raise_, go, hold, back = (
+                rng.uniform(0.12, 0.3),
+                rng.uniform(0.12, 0.25),
+                rng.uniform(0.03, 0.15),
+                rng.uniform(0.25, 0.5),
+            )
             hit = now + raise_ + go
             hands = (0, 1) if rng.random() < 0.85 else (side,)
             for k in hands:

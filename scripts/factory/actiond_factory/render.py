@@ -128,7 +128,9 @@ class Shot:
         self.sun = np.array([rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6)])
         self.prop_colour = tuple(float(v) for v in rng.uniform(20, 235, 3))
         self.prop_size = rng.uniform(0.04, 0.12)
-        self.mover = self.make_mover(rng) if rng.random() < (0.25 if script.label == "nothing" else 0.06) and not clean else None
+        self.mover = (
+            self.make_mover(rng) if rng.random() < (0.25 if script.label == "nothing" else 0.06) and not clean else None
+        )
         self.sensor(rng, clean)
 
     def sensor(self, rng, clean):
@@ -181,7 +183,9 @@ class Shot:
         centre = people.mean(0) if len(people) else camera.place + camera.r[2] * 3
         for _ in range(0 if self.clean else int(rng.choice([0, 1, 2, 3, 5, 8]))):
             angle, far = rng.uniform(0, 6.28), rng.uniform(0.8, 4.5)
-            size = np.array([rng.uniform(0.3, 1.8), rng.uniform(0.3, 1.9) * rng.choice([0.5, 1.0]), rng.uniform(0.3, 1.0)])
+            size = np.array(
+                [rng.uniform(0.3, 1.8), rng.uniform(0.3, 1.9) * rng.choice([0.5, 1.0]), rng.uniform(0.3, 1.0)]
+            )
             c = np.array([centre[0] + far * np.sin(angle), size[1] / 2, centre[2] + far * np.cos(angle)])
             gap = np.linalg.norm(people[:, [0, 2]] - c[[0, 2]], axis=1).min() if len(people) else 9
             eye = np.linalg.norm(camera.place[[0, 2]] - c[[0, 2]])
@@ -215,7 +219,9 @@ class Shot:
         x, y = k["x"] * w, k["y"] * h
         if k["kind"] == "car":
             x = (k["x"] + k["speed"] * t) % 1.6 * w - 0.3 * w
-            points = np.array([[-1, 0.3], [-1, 0], [-0.5, -0.1], [-0.3, -0.4], [0.4, -0.4], [0.6, -0.1], [1, 0], [1, 0.3]])
+            points = np.array(
+                [[-1, 0.3], [-1, 0], [-0.5, -0.1], [-0.3, -0.4], [0.4, -0.4], [0.6, -0.1], [1, 0], [1, 0.3]]
+            )
         elif k["kind"] == "ball":
             x = (k["x"] + 0.5 * k["speed"] * t) % 1.2 * w
             y -= abs(math.sin(t * 4 + k["seed"])) * 0.2 * h
@@ -266,7 +272,15 @@ class Shot:
             xy, z = self.camera.project(point)
             if z > NEAR:
                 r = max(1, int(self.prop_size * self.camera.f / z * 16))
-                cv2.circle(canvas, np.rint(np.clip(xy, -900, 3000) * 16).astype(int).tolist(), r, self.prop_colour, -1, cv2.LINE_AA, 4)
+                cv2.circle(
+                    canvas,
+                    np.rint(np.clip(xy, -900, 3000) * 16).astype(int).tolist(),
+                    r,
+                    self.prop_colour,
+                    -1,
+                    cv2.LINE_AA,
+                    4,
+                )
         if self.near is not None:
             cv2.copyTo(self.back, self.near, canvas)
         return canvas
@@ -316,7 +330,9 @@ class Shot:
             mask[self.near > 0] = 0
         pad = self.margin
         mask = mask[pad : pad + self.height, pad : pad + self.width]
-        return cv2.resize(cv2.resize(mask, (64, 64), interpolation=cv2.INTER_AREA), (8, 8), interpolation=cv2.INTER_AREA)
+        return cv2.resize(
+            cv2.resize(mask, (64, 64), interpolation=cv2.INTER_AREA), (8, 8), interpolation=cv2.INTER_AREA
+        )
 
 
 def shape_of(rng):
@@ -376,9 +392,22 @@ def frame_camera(rng, script, poses, times, width, height, margin):
         camera = Camera(place, focus, rng.normal(0, 0.03), f, full_w, full_h, offset)
         points = np.concatenate([p[active][:, test] for p in main])
         xy, z = camera.project(points)
-        inside = (xy[..., 0] > margin) & (xy[..., 0] < margin + width) & (xy[..., 1] > margin) & (xy[..., 1] < margin + height)
+        inside = (
+            (xy[..., 0] > margin)
+            & (xy[..., 0] < margin + width)
+            & (xy[..., 1] > margin)
+            & (xy[..., 1] < margin + height)
+        )
         seen = float((inside & (z > 0.3)).mean())
-        need = 0.72 if kind == "tight" else 0.6 if kind in ("upper", "hands") else 0.87 if script.label not in ("walking", "running") else 0.62
+        need = (
+            0.72
+            if kind == "tight"
+            else 0.6
+            if kind in ("upper", "hands")
+            else 0.87
+            if script.label not in ("walking", "running")
+            else 0.62
+        )
         if best is None or seen > best[0]:
             best = (seen, camera)
         if seen >= need:
@@ -405,8 +434,8 @@ def picture_times(rng):
     return rate, phase + np.arange(int((T + 3) / FPS * rate) + 3) / rate
 
 
-def render_clip(lib, split, number, label=None):
-    """Clip `number` of a split: dict of arrays as in the shard, and its meta line."""
+def render_clip(lib, split, number, label=None, freeze=False):
+    """Clip `number` of a split: dict of arrays as in the shard, and its meta line. `freeze`: exactly still."""
     rng = np.random.default_rng([SALT[split], number])
     drawn = label_of(rng)
     label = label or drawn
@@ -421,11 +450,14 @@ def render_clip(lib, split, number, label=None):
     shot = Shot(rng, script, times)
     frozen = rng.random() < 0.08
     faint = frozen and rng.random() < 0.5
+    if freeze:
+        frozen, faint = True, False
     dis = make_dis()
     meta = dict(
         label=label, sources=script.sources, subject=script.subject, seed=[SALT[split], number], fps=rate,
-        onset=round(script.onset * FPS, 1), end=round(script.end * FPS, 1), frozen=bool(frozen), persons=len(script.actors),
-        framing=script.framing, size=[shot.width, shot.height], camera_height=round(float(shot.camera.place[1]), 2),
+        onset=round(script.onset * FPS, 1), end=round(script.end * FPS, 1), frozen=bool(frozen),
+        persons=len(script.actors), framing=script.framing, size=[shot.width, shot.height],
+        camera_height=round(float(shot.camera.place[1]), 2),
     )  # fmt: skip
     if frozen:
         pick = int(rng.integers(len(times)))
@@ -433,7 +465,10 @@ def render_clip(lib, split, number, label=None):
         sigma = rng.uniform(0.3, 1.5)
         pictures = [still] * 2
         if faint:
-            pictures = [cv2.add(still, np.clip(np.rint(rng.normal(0, sigma, still.shape)), 0, 9).astype(np.uint8)) for _ in range(T + 1)]
+            pictures = [
+                cv2.add(still, np.clip(np.rint(rng.normal(0, sigma, still.shape)), 0, 9).astype(np.uint8))
+                for _ in range(T + 1)
+            ]
         plan = [(min(k + 1, len(pictures) - 1), min(k + 1, len(pictures) - 1), 1.0) for k in range(T)]
         coverage = [shot.coverage(pick)] * (T // 8)
         label = meta["label"] = "nothing"
@@ -441,7 +476,7 @@ def render_clip(lib, split, number, label=None):
         pictures = [shot.picture(i) for i in range(len(times))]
         coverage = [shot.coverage(plan[8 * i + 4][0]) for i in range(T // 8)]
     small = [squeeze(p) for p in pictures]
-    flows = [None] + [flow_of(dis, a[1], b[1]) for a, b in zip(small, small[1:])]
+    flows = [None] + [flow_of(dis, a[1], b[1]) for a, b in zip(small, small[1:], strict=False)]
     if frozen and not faint:
         flows = [np.zeros((SIZE, SIZE, 2), np.float32)] * len(flows)
     return dict(
@@ -542,7 +577,20 @@ def encoder(path, width, height, rate, crf=23, extra=()):
     """ffmpeg that takes raw RGB pictures on its standard input."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-    command += ["-r", f"{rate:g}", "-i", "-", "-c:v", "libx264", "-threads", "1", "-preset", "veryfast", "-crf", str(crf)]
+    command += [
+        "-r",
+        f"{rate:g}",
+        "-i",
+        "-",
+        "-c:v",
+        "libx264",
+        "-threads",
+        "1",
+        "-preset",
+        "veryfast",
+        "-crf",
+        str(crf),
+    ]
     command += [*extra, "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 

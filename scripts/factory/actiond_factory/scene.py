@@ -11,8 +11,25 @@ from . import motion as m
 SHIFT = 4  # sub-pixel bits of OpenCV's polygon coordinates
 NEAR = 0.12  # metres: nothing nearer is drawn
 
-SKINS = [(236, 200, 175), (224, 172, 140), (198, 140, 105), (150, 100, 70), (110, 72, 50), (80, 52, 38), (245, 215, 195)]
-HAIRS = [(30, 24, 20), (60, 40, 25), (100, 70, 40), (160, 120, 70), (200, 180, 150), (90, 90, 90), (20, 20, 25), (140, 60, 30)]
+SKINS = [
+    (236, 200, 175),
+    (224, 172, 140),
+    (198, 140, 105),
+    (150, 100, 70),
+    (110, 72, 50),
+    (80, 52, 38),
+    (245, 215, 195),
+]
+HAIRS = [
+    (30, 24, 20),
+    (60, 40, 25),
+    (100, 70, 40),
+    (160, 120, 70),
+    (200, 180, 150),
+    (90, 90, 90),
+    (20, 20, 25),
+    (140, 60, 30),
+]
 
 
 class Camera:
@@ -171,7 +188,9 @@ class Body:
             front = m.unit(np.cross(ls - rs, neck - pelvis)) * 0.1 * b
             down = (pelvis - neck) * 0.035
             for face in (1, -1):
-                quad = np.stack([centre + face * front + across * x + down * y for x, y in ((1, -1), (1, 1), (-1, 1), (-1, -1))], 1)
+                quad = np.stack(
+                    [centre + face * front + across * x + down * y for x, y in ((1, -1), (1, 1), (-1, 1), (-1, -1))], 1
+                )
                 xy, z = self.camera.project(quad)
                 seen = ((quad.mean(1) - self.camera.place) * front * face).sum(-1) < 0
                 depth = np.where(seen & (z.min(1) > NEAR), z.mean(1) - 0.06, -1)
@@ -187,7 +206,11 @@ class Body:
         front = m.unit(np.cross(left, up))
         centre = neck * 0.38 + top * 0.62
         scale = np.linalg.norm(top - neck, axis=-1).mean() / 0.26
-        self.hull(np.stack([centre + front * 0.02 + up * 0.025, centre + front * 0.025 - up * 0.035], 1), np.array([0.088, 0.072]) * scale, k.skin)
+        self.hull(
+            np.stack([centre + front * 0.02 + up * 0.025, centre + front * 0.025 - up * 0.035], 1),
+            np.array([0.088, 0.072]) * scale,
+            k.skin,
+        )
         back = [centre - front * 0.028 + up * 0.04, centre - front * 0.03 + up * 0.01]
         if k.long_hair:
             back.append(centre - front * 0.05 - up * 0.13)
@@ -359,6 +382,10 @@ def paint_box(rng, put, o, rays, centre, size, yaw, colour):
     t, face, local, d = box_hits(o, rays, centre, size, yaw)
     shade = np.array([0.75, 1.1, 0.9])[face] * rng.uniform(0.85, 1.1)
     p = local + d * np.where(np.isfinite(t), t, 0)[..., None]
-    tone = lookup(texture(rng), p[..., 0] + p[..., 2] + 50, p[..., 1] + 50, rng.uniform(20, 100)) if rng.random() < 0.6 else 1.0
+    tone = (
+        lookup(texture(rng), p[..., 0] + p[..., 2] + 50, p[..., 1] + 50, rng.uniform(20, 100))
+        if rng.random() < 0.6
+        else 1.0
+    )
     put(t, ((shade * tone)[..., None] * colour).astype(np.float32), np.isfinite(t))
     return t

@@ -1,7 +1,7 @@
 """What happens in a clip: for each class, a script of who moves how, when the action starts and ends, and what is near.
 
-A script is three and a half seconds at `motion.RATE`. Splits: mocap takes go by the `split` column of classes.tsv, which
-is by subject wherever a class has two subjects or more; dancing (one subject) goes by take, animations (one artist) are
+A script is `LENGTH` seconds at `motion.RATE`. Splits: mocap takes go by the `split` column of classes.tsv, which is by
+subject wherever a class has two subjects or more; dancing (one subject) goes by take, animations (one artist) are
 used for training only, and procedural motion is split by generator seed. Waving, bending and swordplay have captures of
 test subjects only, so these are held out whole and training is procedural.
 """
@@ -81,7 +81,7 @@ def find_moments(take):
         low = x[:, [m.LTO, m.RTO, m.LAN, m.RAN], 1].min(1)
         air = low > 0.13
         edges = np.flatnonzero(np.diff(np.concatenate([[0], air.astype(int), [0]])))
-        for a, b in zip(edges[::2], edges[1::2]):
+        for a, b in zip(edges[::2], edges[1::2], strict=True):
             if 0.1 * rate <= b - a <= 0.9 * rate:
                 out.append((max(0, a / rate - 0.4), b / rate + 0.3, "jump"))
     elif take.kind == "soccer_kick":
@@ -105,7 +105,7 @@ def find_moments(take):
         h = x[:, m.NECK, 1]
         low = h < 0.75 * np.percentile(h, 90)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], low.astype(int), [0]])))
-        for a, b in zip(edges[::2], edges[1::2]):
+        for a, b in zip(edges[::2], edges[1::2], strict=True):
             if b - a > 0.2 * rate:
                 out.append((max(0, a / rate - 0.5), b / rate + 0.5, "pick"))
     elif take.kind == "waving_traffic":
@@ -139,7 +139,11 @@ def idle_after(rng, track, pose=None):
 def cut(rng, take, start, seconds, tempo):
     """`seconds` of a take from `start` s (both at the played tempo), at RATE, looped if it is too short."""
     track = take.track
-    track = m.extend(track, take.rate, seconds * tempo + start + 0.1) if start + seconds * tempo > len(track) / take.rate else track
+    track = (
+        m.extend(track, take.rate, seconds * tempo + start + 0.1)
+        if start + seconds * tempo > len(track) / take.rate
+        else track
+    )
     i = int(start * take.rate)
     piece = track[i : i + int(seconds * tempo * take.rate) + 3]
     return m.home(m.resample(piece, take.rate, tempo))
@@ -155,7 +159,9 @@ def moment_clip(rng, lib, take, moment, tempo, onset):
     a, b, _ = moment
     start = a - onset * tempo
     lead = max(0.0, -start / tempo)
-    track = cut(rng, take, max(0.0, start), min(LENGTH - lead, (len(take.track) / take.rate - max(0.0, start)) / tempo), tempo)
+    track = cut(
+        rng, take, max(0.0, start), min(LENGTH - lead, (len(take.track) / take.rate - max(0.0, start)) / tempo), tempo
+    )
     if lead > 0.05:
         track = m.chain([m.stand(rng, lead + 0.25).solve(), track], blend=0.25)
     return idle_after(rng, track), onset, onset + (b - a) / tempo
@@ -296,7 +302,14 @@ def sitting_down(rng, lib, split):
     if rng.random() < 0.25 and onset > 0.5:  # walks up and turns round first
         lead = m.gait(rng, onset * 0.8, rng.uniform(0.8, 1.4)).solve()
         track = m.chain([lead, track[int(onset * 0.8 * m.RATE) :]], blend=0.3, turns=[rng.uniform(-1.5, 1.5)])
-        return Script("sitting down", [fit(track)], ["gait", "sit"], onset, onset + duration, stool(track[-1]) if height > 0.1 else [])
+        return Script(
+            "sitting down",
+            [fit(track)],
+            ["gait", "sit"],
+            onset,
+            onset + duration,
+            stool(track[-1]) if height > 0.1 else [],
+        )
     boxes = chair(height, info["z"] - 0.05, rng.random() < 0.7, rng.choice([0.45, 0.5, 1.4])) if height > 0.1 else []
     return Script("sitting down", [fit(track)], ["sit"], onset, onset + duration, boxes)
 
@@ -318,14 +331,18 @@ def standing_up(rng, lib, split):
             moment = moments[rng.integers(len(moments))]
             tempo = tempo_of(rng, 0.9, 1.8)
             track, a, b = moment_clip(rng, lib, take, moment, tempo, onset_of(rng, (moment[1] - moment[0]) / tempo))
-            return Script("standing up", [track], [take.name], a, b, stool(track[int(a * m.RATE)]), subject=take.subject)
+            return Script(
+                "standing up", [track], [take.name], a, b, stool(track[int(a * m.RATE)]), subject=take.subject
+            )
     if r < 0.34 and split == "train":
         take = lib.pick(rng, "sit_exit", split)
         track = m.home(m.resample(take.track, take.rate, tempo_of(rng, 0.8, 1.5)))
         length = len(track) / m.RATE
         onset = onset_of(rng, length)
         track = np.concatenate([np.repeat(track[:1], int(onset * m.RATE), axis=0), track])
-        return Script("standing up", [idle_after(rng, track)], [take.name], onset, onset + length, stool(track[0]), subject="glb")
+        return Script(
+            "standing up", [idle_after(rng, track)], [take.name], onset, onset + length, stool(track[0]), subject="glb"
+        )
     duration = rng.uniform(0.6, 1.6)
     onset = onset_of(rng, duration)
     height = rng.choice([rng.uniform(0.36, 0.6), rng.uniform(0.36, 0.6), rng.uniform(0.36, 0.6), 0.02])
@@ -333,7 +350,12 @@ def standing_up(rng, lib, split):
     track = fit(track)[::-1].copy()
     boxes = chair(height, info["z"] - 0.05, rng.random() < 0.7, rng.choice([0.45, 0.5, 1.4])) if height > 0.1 else []
     if rng.random() < 0.25 and onset + duration < 2.4:
-        track = fit(m.chain([track[: int((onset + duration + 0.1) * m.RATE)], m.gait(rng, 2.0, rng.uniform(0.8, 1.4)).solve()], blend=0.3))
+        track = fit(
+            m.chain(
+                [track[: int((onset + duration + 0.1) * m.RATE)], m.gait(rng, 2.0, rng.uniform(0.8, 1.4)).solve()],
+                blend=0.3,
+            )
+        )
     return Script("standing up", [track], ["sit reversed"], onset, onset + duration, boxes)
 
 
@@ -359,7 +381,9 @@ def picking_up(rng, lib, split):
     onset = float(rng.uniform(0.2, max(0.3, 2.75 - duration)))
     height = rng.choice([rng.uniform(0.0, 0.15), rng.uniform(0.0, 0.15), rng.uniform(0.2, 0.55)])
     track, hand, grab, point = m.pick_up(rng, onset, duration, LENGTH - onset - duration + 0.1, height)
-    boxes = [((point[0], height / 2, point[2] + 0.1), (rng.uniform(0.4, 1.0), height, 0.4), 0.0)] if height > 0.18 else []
+    boxes = (
+        [((point[0], height / 2, point[2] + 0.1), (rng.uniform(0.4, 1.0), height, 0.4), 0.0)] if height > 0.18 else []
+    )
     prop = (0, (m.LHA, m.RHA)[hand], grab, tuple(point)) if rng.random() < 0.6 else None
     src = ["pick up"]
     if rng.random() < 0.2 and onset > 0.6:
@@ -410,7 +434,12 @@ def waving(rng, lib, split):
     if split == "train" and rng.random() < 0.06:
         take = lib.pick(rng, "greeting", split)
         track = m.extend(take.track, take.rate, LENGTH * 1.2)
-        return Script("waving", [idle_after(rng, m.home(m.resample(track, take.rate, tempo_of(rng, 0.9, 1.4))))], [take.name], subject="glb")
+        return Script(
+            "waving",
+            [idle_after(rng, m.home(m.resample(track, take.rate, tempo_of(rng, 0.9, 1.4))))],
+            [take.name],
+            subject="glb",
+        )
     boxes, r = [], rng.random()
     if r < 0.68:
         p = m.stand(rng, LENGTH)
@@ -441,11 +470,19 @@ def strikes(kind):
         alone = r < 0.3 if kind != "pushing" else False
         captured = None
         if kind == "punching" and rng.random() < 0.4:
-            captured = lib.pick(rng, "boxing", split) if rng.random() < 0.8 or split == "held" else lib.pick(rng, "punch", split)
+            captured = (
+                lib.pick(rng, "boxing", split)
+                if rng.random() < 0.8 or split == "held"
+                else lib.pick(rng, "punch", split)
+            )
         if kind == "kicking" and rng.random() < 0.22:
             captured, alone = lib.pick(rng, "soccer_kick", split), alone or rng.random() < 0.6
         count = int(rng.choice([1, 1, 1, 2, 3])) if kind != "pushing" else int(rng.choice([1, 1, 1, 2]))
-        distance = {"punching": rng.uniform(0.5, 0.8), "kicking": rng.uniform(0.65, 1.0), "pushing": rng.uniform(0.5, 0.75)}[kind]
+        distance = {
+            "punching": rng.uniform(0.5, 0.8),
+            "kicking": rng.uniform(0.65, 1.0),
+            "pushing": rng.uniform(0.5, 0.75),
+        }[kind]
         height = {
             "punching": rng.choice([rng.uniform(1.45, 1.65), rng.uniform(1.1, 1.4)]),
             "kicking": rng.choice([rng.uniform(0.15, 0.5), rng.uniform(0.6, 1.0), rng.uniform(1.0, 1.5)]),
@@ -460,7 +497,7 @@ def strikes(kind):
             end = LENGTH if len(moments) > 2 and captured.kind == "boxing" else end
             hit = onset + 0.2 / tempo
             contacts = [hit]
-            for a, b, _ in moments if captured.kind == "boxing" else []:
+            for a, _, _ in moments if captured.kind == "boxing" else []:
                 at = onset + (a - moment[0]) / tempo + 0.2 / tempo
                 if hit + 0.5 < at < 2.8:
                     contacts.append(at)
@@ -550,9 +587,12 @@ def nothing(rng, lib, split):
         take = lib.pick(rng, str(rng.choice(["drinking", "laughing_gesture", "washing_window"])), split)
         take = take or lib.pick(rng, "drinking", split)
         tempo = tempo_of(rng, 0.8, 1.4)
-        span = len(take.track) / take.rate
-        s.actors = [fit(cut(rng, take, rng.uniform(0, max(0.05, span - LENGTH * tempo)), LENGTH, tempo))]
-        s.sources, s.subject, s.framing = [take.name], take.subject, upper(rng, 0.4)
+        if take is None:
+            s.actors = [m.stand(rng, LENGTH).solve()]
+        else:
+            span = len(take.track) / take.rate
+            s.actors = [fit(cut(rng, take, rng.uniform(0, max(0.05, span - LENGTH * tempo)), LENGTH, tempo))]
+            s.sources, s.subject, s.framing = [take.name], take.subject, upper(rng, 0.4)
     elif kind == "animated":
         take = lib.pick(rng, str(rng.choice(["idle", "idle", "seated"])), "train") if split == "train" else None
         if take is None:
@@ -575,11 +615,16 @@ def pair(rng, s):
     """Two people: talk, handshake, hug, point, hand something over. Close, seldom at rest, and no blow."""
     what = ["talk", "shake", "hug", "point", "give"][rng.integers(5)]
     s.sources.append(what)
-    distance = {"talk": rng.uniform(0.6, 1.8), "shake": rng.uniform(0.65, 0.85), "hug": rng.uniform(0.32, 0.42)}.get(what, rng.uniform(0.6, 1.5))
+    distance = {"talk": rng.uniform(0.6, 1.8), "shake": rng.uniform(0.65, 0.85), "hug": rng.uniform(0.32, 0.42)}.get(
+        what, rng.uniform(0.6, 1.5)
+    )
     a, b = m.stand(rng, LENGTH), m.stand(rng, LENGTH)
     t = a.t
     start = rng.uniform(0.1, 1.0)
-    on = m.keys(t, [(start, 0), (start + rng.uniform(0.35, 0.7), 1), (rng.uniform(2.0, 2.6), 1), (LENGTH, rng.choice([0.0, 1.0]))])
+    on = m.keys(
+        t,
+        [(start, 0), (start + rng.uniform(0.35, 0.7), 1), (rng.uniform(2.0, 2.6), 1), (LENGTH, rng.choice([0.0, 1.0]))],
+    )
     apart = np.zeros_like(t)
     if what == "talk":
         for p in (a, b):
@@ -643,7 +688,11 @@ def write(rng, lib, split, label):
         if label == "nothing" or busy < 0.11:
             by = m.stand(rng, LENGTH).solve()
         else:
-            by = m.gait(rng, LENGTH, rng.uniform(0.6, 1.3)).solve() if label in ("walking", "running") else m.seat(rng, LENGTH).solve()
+            by = (
+                m.gait(rng, LENGTH, rng.uniform(0.6, 1.3)).solve()
+                if label in ("walking", "running")
+                else m.seat(rng, LENGTH).solve()
+            )
         angle, far = rng.uniform(0, 6.28), rng.uniform(1.2, 3.0)
         s.actors.append(m.place(fit(by), far * np.sin(angle), far * np.cos(angle), rng.uniform(0, 6.28)))
     return s

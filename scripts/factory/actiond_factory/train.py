@@ -44,6 +44,8 @@ class Config:
     dropout: float = 0.1
     batch: int = 16
     rate: float = 2e-3
+    warm_up: int = 100
+    """steps over which the rate rises to what the cosine says"""
     decay: float = 0.05
     smoothing: float = 0.1
     short_frames: int = 32
@@ -132,7 +134,7 @@ class Trainer:
         )
         # Dropout too depends on the step alone.
         torch.manual_seed(config.seed * 1_000_003 + self.step)
-        warm = min(1.0, (self.step + 1) / 100)
+        warm = min(1.0, (self.step + 1) / config.warm_up)
         rate = config.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0))))
         for group in self.optimizer.param_groups:
             group["lr"] = rate

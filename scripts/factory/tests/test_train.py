@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: only the commands that train need it")
 
 from actiond_factory import export, train
-from actiond_factory.data import Augmentation, Clips, cells, training_batch
+from actiond_factory.data import Augmentation, Clips, View, cells, training_batch
 from actiond_factory.i3d import EPSILON, I3D, max_pool_same, same_padding
 
 LABELS = len(export.LABELS)
@@ -30,7 +30,7 @@ def make_shard(path: Path, clips: int, seed: int, labels: int = LABELS) -> None:
     flow = np.zeros((clips, 72, 64, 64, 2), np.int8)
     mask = np.zeros((clips, 9, 8, 8), np.uint8)
     for clip in range(clips):
-        angle = 2 * np.pi * label[clip] / labels
+        angle = np.pi * label[clip] / labels
         for t in range(72):
             swing = 14 * np.sin(t * 0.35)
             x, y = int(32 + swing * np.cos(angle)), int(32 + swing * np.sin(angle))
@@ -136,26 +136,36 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(renders: Path, tmp_p
 def test_the_trainer_overfits_eight_clips(tmp_path: Path) -> None:
     make_shard(tmp_path / "train" / "shard_00000", 8, 5, labels=8)
     config = train.Config(
-        "flow", str(tmp_path), steps=70, batch=8, short_frames=16, switch=1.0, smoothing=0.0, averaging=0.5, dropout=0.0
+        "flow",
+        str(tmp_path),
+        steps=35,
+        batch=8,
+        warm_up=5,
+        short_frames=16,
+        switch=1.0,
+        smoothing=0.0,
+        dropout=0.0,
     )
     trainer = train.start(config, tmp_path / "run")
     # Directions are the labels here: no mirror images, no still pictures.
     trainer.augmentation = Unaltered()
     trainer.run()
-    logits = train.predict(trainer.average, trainer.train_clips, np.arange(8), 64)
+    # With the batch's own statistics: 35 steps are too few for the running ones to settle.
+    xs = np.stack([Unaltered().view(None, 16, 72, None).flow(trainer.train_clips, clip) for clip in range(8)])
+    with torch.no_grad():
+        logits = trainer.net.train()(train.as_input(xs)).numpy()
     assert (logits.argmax(1) == np.arange(8)).mean() >= 0.75
 
 
 class Unaltered(Augmentation):
-    """Views without a mirror, a crop or another tempo."""
+    """Always the middle pictures of a clip, as they are."""
 
     def __init__(self) -> None:
-        super().__init__(freeze=0.0, crop=0.0, tempo=0.0)
+        super().__init__(freeze=0.0)
 
-    def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray):
-        """The view, unmirrored."""
-        view = super().view(rng, frames, length, span)
-        return type(view)(view.pictures, view.rate, view.box, mirror=False)
+    def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray) -> View:
+        """The same view whatever the draw."""
+        return View((length - frames) // 2 + np.arange(frames), 1.0, (0, 0, 64, 64), mirror=False)
 
 
 def test_views_cover_the_action_and_stay_in_the_clip() -> None:
@@ -176,9 +186,8 @@ def test_views_cover_the_action_and_stay_in_the_clip() -> None:
 def test_flow_turns_with_the_mirror_and_grows_with_the_crop(renders: Path) -> None:
     clips = Clips(renders / "train")
     clips.rescan()
-    pictures = np.arange(4)
     view = {
-        name: type(Augmentation().view(np.random.default_rng(0), 4, 72, np.array([0, 72])))(pictures, 1.0, box, mirror)
+        name: View(np.arange(4), 1.0, box, mirror)
         for name, box, mirror in (
             ("plain", (0, 0, 64, 64), False),
             ("mirrored", (0, 0, 64, 64), True),

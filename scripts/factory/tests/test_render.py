@@ -1,0 +1,283 @@
+"""The renderer: determinism, the 25-fps rule, the shard contract, the readers. Procedural motion only, except one."""
+
+import argparse
+import json
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from actiond_factory import motion as m
+from actiond_factory import render, scripts
+from actiond_factory.classes import LABELS
+
+cv2.setNumThreads(1)
+
+BVH = """HIERARCHY
+ROOT Hips
+{
+  OFFSET 0 0 0
+  CHANNELS 6 Xposition Yposition Zposition Zrotation Yrotation Xrotation
+""" + "".join(
+    f"""  JOINT {side}UpLeg
+  {{
+    OFFSET {x} 0 0
+    CHANNELS 3 Zrotation Yrotation Xrotation
+    JOINT {side}Leg
+    {{
+      OFFSET 0 -44 0
+      CHANNELS 3 Zrotation Yrotation Xrotation
+      JOINT {side}Foot
+      {{
+        OFFSET 0 -43 0
+        CHANNELS 3 Zrotation Yrotation Xrotation
+        JOINT {side}ToeBase
+        {{
+          OFFSET 0 -4 15
+          CHANNELS 3 Zrotation Yrotation Xrotation
+          End Site
+          {{
+            OFFSET 0 0 5
+          }}
+        }}
+      }}
+    }}
+  }}
+"""
+    for side, x in (("Left", 10), ("Right", -10))
+) + """  JOINT Spine1
+  {
+    OFFSET 0 26 0
+    CHANNELS 3 Zrotation Yrotation Xrotation
+    JOINT Neck
+    {
+      OFFSET 0 24 0
+      CHANNELS 3 Zrotation Yrotation Xrotation
+      JOINT Head
+      {
+        OFFSET 0 8 0
+        CHANNELS 3 Zrotation Yrotation Xrotation
+        End Site
+        {
+          OFFSET 0 18 0
+        }
+      }
+    }
+""" + "".join(
+    f"""    JOINT {side}Arm
+    {{
+      OFFSET {x} 20 0
+      CHANNELS 3 Zrotation Yrotation Xrotation
+      JOINT {side}ForeArm
+      {{
+        OFFSET {x * 1.6} 0 0
+        CHANNELS 3 Zrotation Yrotation Xrotation
+        JOINT {side}Hand
+        {{
+          OFFSET {x * 1.5} 0 0
+          CHANNELS 3 Zrotation Yrotation Xrotation
+          JOINT {side}HandIndex1
+          {{
+            OFFSET {x * 0.5} 0 0
+            CHANNELS 3 Zrotation Yrotation Xrotation
+            End Site
+            {{
+              OFFSET {x * 0.1} 0 0
+            }}
+          }}
+        }}
+      }}
+    }}
+"""
+    for side, x in (("Left", 17.5), ("Right", -17.5))
+) + """  }
+}
+MOTION
+Frames: 5
+Frame Time: 0.00833333
+"""  # fmt: skip
+
+
+def bvh(frames):
+    """The text with root position and yaw (degrees) per frame, everything else at rest."""
+    joints = BVH.count("JOINT")
+    lines = [" ".join(map(str, [*position, 0, yaw, 0] + [0] * (3 * joints))) for position, yaw in frames]
+    return BVH + "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def lib():
+    """A library without any capture: every script falls back on procedural motion."""
+    return scripts.Library([])
+
+
+def procedural(label, number, lib):
+    """A clip of `label` in the held-out split (whose scripts need no animation)."""
+    return render.render_clip(lib, "held", number, label)
+
+
+def test_bvh_positions_scale_and_skip():
+    track = m.read_bvh(bvh([((0, 999, 0), 0)] + [((0, 91, 0), 0), ((100, 91, 0), 90)]), skip=1, step=1)
+    assert track.shape == (2, 20, 3)
+    leg = np.linalg.norm(track[0, m.LHI] - track[0, m.LKN]) + np.linalg.norm(track[0, m.LKN] - track[0, m.LAN])
+    assert leg == pytest.approx(0.87, abs=1e-3)
+    assert track[0, [m.LTO, m.RTO], 1].min() == pytest.approx(0.03, abs=0.02)
+    assert m.facing(track[0]) == pytest.approx(0.0, abs=1e-5)
+    assert m.facing(track[1]) == pytest.approx(np.pi / 2, abs=1e-5)
+    assert track[1, m.PELVIS, 0] - track[0, m.PELVIS, 0] == pytest.approx(1.0, abs=0.01)
+
+
+def test_unknown_joint_names_are_refused():
+    with pytest.raises(ValueError, match="unknown joint names"):
+        m.canonical(["a", "b"], np.zeros((1, 2, 3)))
+
+
+@pytest.mark.parametrize("speed, run", [(1.2, False), (2.0, False), (3.5, True)])
+def test_gait_keeps_its_feet_on_the_floor(speed, run):
+    track = m.gait(np.random.default_rng(3), 3.0, speed, run=run).solve()
+    low = track[:, [m.LAN, m.RAN], 1].min(1)
+    assert low.min() > 0.03
+    if not run:
+        assert np.percentile(low, 90) < 0.16
+    moved = track[-1, m.PELVIS, 2] - track[0, m.PELVIS, 2]
+    assert moved == pytest.approx(speed * 2.99, rel=0.05)
+
+
+def test_a_walkers_standing_foot_does_not_slide():
+    track = m.gait(np.random.default_rng(5), 3.0, 1.3).solve()
+    feet = track[:, [m.LAN, m.RAN]]
+    step = np.linalg.norm(np.diff(feet, axis=0), axis=-1).min(1) * m.RATE
+    assert np.median(step) < 0.15
+
+
+def test_a_fall_ends_on_the_floor():
+    for mode in m.FALLS:
+        track, _ = m.fall(np.random.default_rng(7), 0.6, 0.9, 1.5, mode)
+        assert track[0, m.HEAD, 1] > 1.0
+        assert track[-1, m.HEAD, 1] < 0.6 and track[-1, m.PELVIS, 1] < 0.3, mode
+
+
+def test_a_jump_leaves_the_floor_and_returns():
+    track, end = m.hop(np.random.default_rng(2), 2.5, 0.5, 0.45)
+    feet = track[:, [m.LAN, m.RAN, m.LTO, m.RTO], 1].min(1)
+    assert feet.max() > 0.18 and feet[0] < 0.12 and feet[-1] < 0.12 and 1.0 < end < 2.5
+
+
+def test_bones_keep_their_length():
+    track, _, _, _ = m.pick_up(np.random.default_rng(4), 0.3, 1.2, 0.5)
+    shin = np.linalg.norm(track[:, m.LKN] - track[:, m.LAN], axis=-1)
+    assert shin.min() > 0.4 and shin.max() < 0.45
+
+
+def test_mirror_twice_is_the_same():
+    track = m.stand(np.random.default_rng(1), 1.0).solve()
+    assert np.array_equal(m.mirror(m.mirror(track)), track)
+
+
+@pytest.mark.parametrize("rate", [10, 12, 15, 24, 25, 29.97, 30, 50, 60])
+def test_every_tick_comes_once_and_in_order(rate):
+    times = np.arange(int(3 * rate)) / rate
+    kept = times[render.admitted(times)]
+    slots = [render.slot(t) for t in kept]
+    assert slots == sorted(set(slots))
+    plan = render.ticks(kept)
+    assert len(plan) == slots[-1] - slots[0]
+    assert all(0 <= pair - shown <= 1 for shown, pair, _ in plan)
+
+
+def test_constant_speed_gives_the_same_flow_at_any_rate():
+    rng = np.random.default_rng(0)
+    wall = cv2.normalize(
+        cv2.GaussianBlur(rng.random((128, 512)).astype(np.float32), (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX
+    )
+    speed = 40.0  # pixels of the 128-pixel picture a second: 0.8 of the 64-pixel picture per tick
+
+    def picture(t):
+        shift = np.array([[1, 0, speed * t - 200.0], [0, 1, 0]])
+        return cv2.warpAffine(wall, shift, (128, 128), flags=cv2.INTER_LINEAR).astype(np.uint8)
+
+    dis, seen = render.make_dis(), {}
+    for rate in (10, 25, 60):
+        times = np.arange(int(1.2 * rate)) / rate
+        times = times[render.admitted(times)]
+        pictures = [picture(t) for t in times]
+        values = []
+        for _, pair, factor in render.ticks(times):
+            flow = render.flow_of(dis, pictures[pair - 1], pictures[pair]) * factor
+            values.append(np.median(flow[8:-8, 12:-12, 0]))
+        seen[rate] = np.median(values)
+    assert seen[25] == pytest.approx(0.8, abs=0.08)
+    assert seen[10] == pytest.approx(seen[25], abs=0.1)
+    assert seen[60] == pytest.approx(seen[25], abs=0.1)
+
+
+def test_flow_code():
+    flow = np.array([-9.0, -6.0, 0.0, 3.0, 6.0, 7.0])
+    assert render.encode_flow(flow).tolist() == [-127, -127, 0, 64, 127, 127]
+
+
+def test_same_seed_same_pixels(lib):
+    a, b = (procedural("falling", 5, lib) for _ in range(2))
+    for name in ("rgb", "flow", "mask"):
+        assert np.array_equal(a[name], b[name]), name
+    assert a["meta"] == b["meta"]
+    assert not np.array_equal(a["rgb"], procedural("falling", 6, lib)["rgb"])
+
+
+def test_the_contract_of_a_clip(lib):
+    for label in ("waving", "pushing", "nothing"):
+        clip = procedural(label, 11, lib)
+        assert clip["rgb"].shape == (72, 64, 64, 3) and clip["rgb"].dtype == np.uint8
+        assert clip["flow"].shape == (72, 64, 64, 2) and clip["flow"].dtype == np.int8
+        assert clip["mask"].shape == (9, 8, 8) and clip["mask"].dtype == np.uint8
+        assert clip["label"] == (LABELS.index(label) if not clip["meta"]["frozen"] else 0)
+
+
+def test_a_frozen_clip_does_not_move_and_is_nothing(lib):
+    clip = render.render_clip(lib, "held", 3, "waving", freeze=True)
+    assert clip["label"] == 0 and clip["meta"]["label"] == "nothing" and clip["meta"]["frozen"]
+    assert not clip["flow"].any()
+    assert (clip["rgb"] == clip["rgb"][0]).all()
+
+
+def test_a_shard_is_complete_and_not_written_twice(tmp_path, lib, monkeypatch):
+    monkeypatch.setattr(render, "SHARD", 2)
+    monkeypatch.setattr(render, "_LIBRARY", lib)
+    monkeypatch.setattr(render, "label_of", lambda rng: "jumping")
+    assert render._shard((tmp_path, "held", 0)) == 2
+    folder = tmp_path / "held" / "shard_00000"
+    assert sorted(p.name for p in folder.iterdir()) == ["flow.npy", "label.npy", "mask.npy", "meta.jsonl", "rgb.npy"]
+    assert np.load(folder / "label.npy").dtype == np.int64
+    lines = [json.loads(line) for line in (folder / "meta.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and {"label", "sources", "fps", "onset", "end", "frozen", "persons"} <= lines[0].keys()
+    assert render._shard((tmp_path, "held", 0)) == 0
+    assert [p.name for p in (tmp_path / "held").iterdir()] == ["shard_00000"]
+
+
+def test_every_label_has_a_script(lib):
+    assert list(scripts.SCRIPTS) == LABELS
+    for label in LABELS:
+        for number in range(6):
+            script = scripts.write(np.random.default_rng(number), lib, "held", label)
+            for actor in script.actors:
+                assert actor.shape == (321, 20, 3) and np.isfinite(actor).all(), (label, number)
+
+
+def test_mocap_takes_load():
+    """Reads the real data where it lies; skipped elsewhere."""
+    mocap = Path(__file__).resolve().parents[4] / "shared" / "mocap"
+    if not (mocap / "classes.tsv").exists():
+        pytest.skip("no motion capture beside the project")
+    with tarfile.open(mocap / "bvh_extra.tar.xz") as tar:
+        member = next(x for x in tar if x.name.endswith(".bvh"))
+        track = m.read_bvh(tar.extractfile(member).read().decode("latin-1"))
+    height = np.median(track[:, m.HEAD, 1])
+    assert 1.4 < height < 2.0 and track[:, [m.LTO, m.RTO], 1].min() > -0.3
+
+
+def test_help_has_an_example():
+    parser = argparse.ArgumentParser(epilog=render.__doc__)
+    render.add_arguments(parser)
+    assert "Example" in parser.format_help()
