@@ -2,22 +2,29 @@
 //! for every backend, before any of them sees the file: a damaged graph and a manifest that does not fit are the same
 //! sentence everywhere, and no C++ parser meets bytes that are not ONNX.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tract_onnx::{
-    pb::{ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto::dimension, type_proto},
-    prelude::Framework,
+    pb::{
+        ModelProto, ValueInfoProto,
+        tensor_proto::{DataLocation, DataType},
+        tensor_shape_proto::dimension,
+        type_proto,
+    },
+    prelude::{Framework, TractResult},
 };
 
 use crate::{
     error::{Error, Result},
-    model::{Dtype, Layout, Stream},
+    model::{Dtype, File, Layout, Model, Stream},
 };
 
 /// A graph whose inputs and outputs are those that the manifest says.
 pub(super) struct Graph {
     pub path: PathBuf,
-    pub proto: ModelProto,
+    pub sha256: String,
+    /// The file: what was checked is what is run, whatever happens to the file meanwhile.
+    pub bytes: Vec<u8>,
     /// The graph's inputs in its own order, initializers left out.
     pub inputs: Vec<Port>,
     pub outputs: Vec<Port>,
@@ -39,25 +46,34 @@ pub(super) enum Dim {
 }
 
 impl Graph {
-    /// Reads `path` and checks it against `stream` and the number of labels.
-    pub fn read(path: &Path, stream: &Stream, labels: usize) -> Result<Self> {
-        let bytes =
-            std::fs::read(path).map_err(|e| Error::model(format!("cannot read {}", path.display())).caused_by(e))?;
-        let proto = tract_onnx::onnx().proto_model_for_read(&mut bytes.as_slice()).map_err(|e| {
-            Error::model(format!("{} is not an ONNX file: {e:#}; install the model again", path.display()))
-        })?;
-        let Some(graph) = &proto.graph else {
+    /// Reads one of the stream's files and checks it against the manifest.
+    pub fn read(model: &Model, stream: &Stream, file: &File) -> Result<Self> {
+        let path = model.folder.join(&file.path);
+        let bytes = model.read(file)?;
+        let damaged = |what: String| {
+            Error::model(format!("{} is not an ONNX file: {what}; install the model again", path.display()))
+        };
+        let proto = tract_onnx::onnx()
+            .proto_model_for_read(&mut bytes.as_slice())
+            .map_err(|e| damaged(format!("{e:#}").replace('\n', " ")))?;
+        let graph = proto.graph.as_ref().ok_or_else(|| damaged("there is no graph in it".into()))?;
+        if graph.initializer.iter().any(|t| t.data_location == Some(DataLocation::External as i32)) {
             return Err(Error::model(format!(
-                "{} is not an ONNX file: there is no graph in it; install the model again",
+                "{} keeps weights in another file, which the manifest's checksum does not cover; export it as one file",
                 path.display()
             )));
-        };
-        let has_value = |name: &str| graph.initializer.iter().any(|TensorProto { name: n, .. }| n == name);
+        }
+        let has_value = |name: &str| graph.initializer.iter().any(|t| t.name == name);
         let inputs = graph.input.iter().filter(|v| !has_value(&v.name)).map(port).collect();
         let outputs = graph.output.iter().map(port).collect();
-        let graph = Graph { path: path.to_owned(), inputs, outputs, proto };
-        graph.check(stream, labels).map_err(|e| e.context(path.display()))?;
+        let graph = Graph { path, sha256: file.sha256.to_lowercase(), bytes, inputs, outputs };
+        graph.check(stream, model.labels.len()).map_err(|e| e.context(graph.path.display()))?;
         Ok(graph)
+    }
+
+    /// The graph in tract's terms.
+    pub fn proto(&self) -> TractResult<ModelProto> {
+        tract_onnx::onnx().proto_model_for_read(&mut self.bytes.as_slice())
     }
 
     /// Whether the stream's time axis can have any length.

@@ -5,12 +5,12 @@ pub mod onnxruntime;
 mod streams;
 pub mod tract;
 
-use std::{collections::HashSet, path::PathBuf, time::Instant};
+use std::{collections::HashSet, time::Instant};
 
 use crate::{
     config::nearest,
     error::{Error, Result},
-    model::{Model, Precision, Stream},
+    model::{File, Model, Precision, Stream},
 };
 
 /// Which camera a hop belongs to. State that a network carries from hop to hop is kept per lane.
@@ -161,21 +161,14 @@ pub fn available() -> Vec<Availability> {
 }
 
 /// The file of a stream for a backend that prefers these precisions in this order.
-fn file(
-    model: &Model,
-    stream: &Stream,
-    preferred: &[Precision],
-    options: &LoadOptions,
-) -> Result<(PathBuf, Precision)> {
-    let asked = options.precision.map(|p| vec![p]);
-    let preferred = asked.as_deref().unwrap_or(preferred);
-    let Some(file) = stream.file(preferred) else {
+fn file<'s>(stream: &'s Stream, preferred: &[Precision], options: &LoadOptions) -> Result<&'s File> {
+    let preferred = options.precision.as_ref().map_or(preferred, std::slice::from_ref);
+    stream.file(preferred).ok_or_else(|| {
         let names = |all: Vec<Precision>| all.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
-        return Err(Error::unavailable(format!(
+        Error::unavailable(format!(
             "there is no {} file of it (it comes in {})",
             names(preferred.to_vec()),
             names(stream.files.iter().map(|f| f.precision).collect())
-        )));
-    };
-    Ok((model.folder.join(&file.path), file.precision))
+        ))
+    })
 }

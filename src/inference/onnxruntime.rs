@@ -96,12 +96,15 @@ impl OnnxRuntime {
     }
 
     /// This provider's registration for a session; none for the CPU's, which is always there.
-    fn registration(self, precision: Precision, threads: usize) -> Option<ExecutionProviderDispatch> {
+    fn registration(self, precision: Precision, threads: usize, key: &str) -> Option<ExecutionProviderDispatch> {
         let provider = match self {
             OnnxRuntime::TensorRt => {
-                // Building an engine takes minutes on a board, so it is kept. Engines depend on the GPU and on
-                // TensorRT's version, which are in their names.
-                let cache = cache_folder("tensorrt");
+                // Building an engine takes minutes on a board, so it is kept, apart for each file: an engine's name has
+                // the GPU and TensorRT's version in it, but not the weights.
+                let cache = cache_folder("tensorrt").join(key);
+                if let Err(e) = fs::create_dir_all(&cache) {
+                    log::warn!("cannot make {}: {e}; TensorRT builds its engines anew at each start", cache.display());
+                }
                 ep::TensorRT::default()
                     .with_fp16(precision != Precision::F32)
                     .with_int8(precision == Precision::Int8)
@@ -136,8 +139,9 @@ impl OnnxRuntime {
         Some(provider.error_on_failure())
     }
 
-    /// Session options with this provider, which has then loaded its libraries and found its device.
-    fn session_builder(self, precision: Precision, threads: usize) -> Result<SessionBuilder> {
+    /// Session options with this provider, which has then loaded its libraries and found its device. What it keeps on
+    /// disk it keeps under `key`.
+    fn session_builder(self, precision: Precision, threads: usize, key: &str) -> Result<SessionBuilder> {
         let runtime = runtime().map_err(|e| Error::unavailable(format!("{e}; {}", self.mend())))?;
         let missing = |why: String| {
             Error::unavailable(format!(
@@ -163,18 +167,28 @@ impl OnnxRuntime {
             .and_then(|b| b.with_intra_op_spinning(false))
             .and_then(|b| b.with_inter_op_spinning(false))
             .map_err(|e| internal(e.to_string()))?;
-        if let Some(provider) = self.registration(precision, threads) {
+        if let Some(provider) = self.registration(precision, threads, key) {
             builder = builder
                 .with_disable_cpu_fallback()
                 .map_err(|e| internal(e.to_string()))?
                 .with_execution_providers([provider])
-                .map_err(|e| missing(format!("does not start: {e}")))?;
+                .map_err(|e| missing(format!("does not start: {}", self.why(runtime, &e.to_string()))))?;
         }
         Ok(builder)
     }
 
+    /// Why a provider does not start: ONNX Runtime does not tell when its library is simply not there.
+    fn why(self, runtime: &Runtime, error: &str) -> String {
+        let library = format!("libonnxruntime_providers_{}.so", self.name());
+        let beside = runtime.path.with_file_name(&library);
+        if beside.is_absolute() && !beside.exists() {
+            return format!("{} is missing", beside.display());
+        }
+        error.replace('\n', " ")
+    }
+
     fn availability(self) -> Availability {
-        let found = match (runtime(), self.session_builder(Precision::F32, 1)) {
+        let found = match (runtime(), self.session_builder(Precision::F32, 1, "probe")) {
             (Ok(runtime), Ok(_)) => Ok(format!("ONNX Runtime {} in {}", runtime.version, runtime.path.display())),
             (Ok(_), Err(e)) => Err(e.to_string()),
             (Err(why), _) => Err(why.clone()),
@@ -208,13 +222,14 @@ impl Backend for OnnxRuntime {
         let provider = *self;
         let threads = options.threads();
         // The library first: without it there is no use in reading the graphs.
-        provider.session_builder(Precision::F32, threads)?;
+        provider.session_builder(Precision::F32, threads, "probe")?;
         if provider == OnnxRuntime::TensorRt {
             log::info!("TensorRT may build its engines for minutes the first time; they are kept");
         }
         let streams = Streams::new(model, |stream| {
-            let (path, precision) = file(model, stream, provider.preferred(), options)?;
-            let graph = Graph::read(&path, stream, model.labels.len())?;
+            let file = file(stream, provider.preferred(), options)?;
+            let precision = file.precision;
+            let graph = Graph::read(model, stream, file)?;
             let any_length = graph.any_length(stream);
             let stream = stream.clone();
             // One session serves all lengths where the provider takes open shapes.
@@ -243,7 +258,7 @@ fn session(
     precision: Precision,
     threads: usize,
 ) -> Result<Session> {
-    let mut builder = provider.session_builder(precision, threads)?;
+    let mut builder = provider.session_builder(precision, threads, &graph.sha256)?;
     if provider.wants_fixed_shapes() {
         for (symbol, size) in graph.symbols(stream, frames) {
             builder = builder
@@ -251,7 +266,7 @@ fn session(
                 .map_err(|e| Error::internal(format!("cannot pin the dimension {symbol}: {e}")))?;
         }
     }
-    builder.commit_from_file(&graph.path).map_err(|e| {
+    builder.commit_from_memory(&graph.bytes).map_err(|e| {
         let why = e.to_string();
         if why.contains("fallback to CPU EP has been explicitly disabled") {
             return Error::unavailable(format!(
@@ -559,11 +574,7 @@ fn cache_folder(name: &str) -> PathBuf {
         .or_else(|| under("XDG_CACHE_HOME").map(|p| p.join("actiond")))
         .or_else(|| under("HOME").map(|p| p.join(".cache/actiond")))
         .unwrap_or_else(|| env::temp_dir().join("actiond"));
-    let folder = base.join(name);
-    if let Err(e) = fs::create_dir_all(&folder) {
-        log::warn!("cannot make {}: {e}; TensorRT will build its engines anew at each start", folder.display());
-    }
-    folder
+    base.join(name)
 }
 
 #[cfg(test)]

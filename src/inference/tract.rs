@@ -32,11 +32,12 @@ impl Backend for Tract {
         let threads = options.threads();
         let executor = if threads > 1 { Executor::multithread(threads) } else { Executor::SingleThread };
         let streams = Streams::new(model, |stream| {
-            let (path, precision) = file(model, stream, &[Precision::F32, Precision::Int8], options)?;
+            let file = file(stream, &[Precision::F32, Precision::Int8], options)?;
+            let precision = file.precision;
             if precision == Precision::Int8 {
                 log::warn!("stream `{}` comes in int8 only, which tract runs slower than f32", stream.name);
             }
-            let graph = Graph::read(&path, stream, model.labels.len())?;
+            let graph = Graph::read(model, stream, file)?;
             let any_length = graph.any_length(stream);
             let (stream, executor) = (stream.clone(), executor.clone());
             let build = move |frames| Compiled::new(&graph, &stream, frames, &executor);
@@ -106,7 +107,7 @@ impl Compiled {
 fn compile(graph: &Graph, shapes: &[Vec<usize>], executor: &Executor) -> TractResult<TypedSimpleState> {
     // Shapes of outputs and of inner values are written for the symbolic length; the inputs say it all.
     let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
-    let mut model = onnx.parse(&graph.proto, None)?.model;
+    let mut model = onnx.parse(&graph.proto()?, None)?.model;
     for (i, shape) in shapes.iter().enumerate() {
         let dtype = model.input_fact(i)?.datum_type.concretize().unwrap_or(f32::datum_type());
         model.set_input_fact(i, dtype.fact(shape).into())?;

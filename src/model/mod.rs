@@ -17,6 +17,9 @@ use crate::{
     ring::WINDOW,
 };
 
+/// Elements of one state, at most: 1 GiB of floats, far above what any real network carries.
+const MOST_STATE: usize = 1 << 28;
+
 /// A model whose manifest is consistent and whose files are all there and unchanged.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -334,7 +337,8 @@ impl Stream {
 
     /// Ticks from the first frame that this stream sees (its oldest stacked flow included) to its last.
     pub fn reach(&self) -> usize {
-        (self.frames - 1) * self.step + self.stack
+        // A manifest can hold any number; `Model::load` refuses what reaches too far.
+        self.frames.saturating_sub(1).saturating_mul(self.step).saturating_add(self.stack)
     }
 
     /// The file to use for a backend that prefers these precisions in this order.
@@ -363,6 +367,16 @@ impl Model {
             check_sha256(&model.folder.join(&file.path), &file.sha256)?;
         }
         Ok(model)
+    }
+
+    /// The bytes of one of the streams' files: those that the manifest describes, even where the model was installed
+    /// anew since it was loaded.
+    pub fn read(&self, file: &File) -> Result<Vec<u8>> {
+        let path = self.folder.join(&file.path);
+        let bytes =
+            fs::read(&path).map_err(|e| Error::model(format!("cannot read {}", path.display())).caused_by(e))?;
+        compare_sha256(&path, &Sha256::digest(&bytes), &file.sha256)?;
+        Ok(bytes)
     }
 
     pub fn stream_names(&self) -> Vec<&str> {
@@ -404,8 +418,22 @@ impl Model {
             if s.dtype == Dtype::U8 && s.kind != StreamKind::Rgb {
                 return wrong("only an RGB stream can take u8".into());
             }
+            if !s.range.iter().all(|v| v.is_finite()) || s.range[0] == s.range[1] {
+                return wrong(format!("range {:?} is not two different numbers", s.range));
+            }
+            for state in &s.state {
+                let elements = state.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+                if elements.is_none_or(|n| n == 0 || n > MOST_STATE) {
+                    return wrong(format!("state `{}` of shape {:?} is empty or too large", state.input, state.shape));
+                }
+            }
             if s.files.is_empty() {
                 return wrong("no [[stream.file]]".into());
+            }
+            for (i, file) in s.files.iter().enumerate() {
+                if s.files[..i].iter().any(|other| other.precision == file.precision) {
+                    return wrong(format!("a second file of precision {}", file.precision.name()));
+                }
             }
         }
         let stream_names: Vec<&str> = m.streams.iter().map(|s| s.name.as_str()).collect();
@@ -417,6 +445,10 @@ impl Model {
             if !(weight.is_finite() && *weight >= 0.0) {
                 return wrong(format!("fusion: weight {weight} of `{name}` is not a number from 0 up"));
             }
+        }
+        let weight = |name: &&str| m.fusion.weights.get(*name).copied().unwrap_or(1.0);
+        if stream_names.iter().map(weight).sum::<f32>() == 0.0 {
+            return wrong("fusion: all weights are 0".into());
         }
         if m.fusion.rule == Rule::Logits && !m.fusion.label.is_empty() {
             return wrong("fusion: weights for single labels need the rule `probabilities`".into());
@@ -455,7 +487,11 @@ fn check_sha256(path: &Path, expected: &str) -> Result<()> {
             n => hash.update(&buffer[..n]),
         }
     }
-    let found: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    compare_sha256(path, &hash.finalize(), expected)
+}
+
+fn compare_sha256(path: &Path, found: &[u8], expected: &str) -> Result<()> {
+    let found: String = found.iter().map(|b| format!("{b:02x}")).collect();
     if !found.eq_ignore_ascii_case(expected) {
         return Err(Error::model(format!(
             "{} is not the file that its manifest describes (sha256 {found}, expected {expected}); install the model again",
@@ -468,4 +504,230 @@ fn check_sha256(path: &Path, expected: &str) -> Result<()> {
 /// A manifest's typing error is the model's fault, not the config's.
 fn as_model(e: Error) -> Error {
     Error::model(e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    const MANIFEST: &str = r#"
+name = "walk"
+version = "1"
+architecture = "two-stream-i3d"
+licence = "MIT"
+source = "a test"
+fps = 25
+labels = "labels.txt"
+background = "nothing"
+
+[fusion]
+rule = "probabilities"
+weights = { rgb = 0.4, flow = 0.6 }
+label.falling = { rgb = 0.0, flow = 1.0 }
+
+[[stream]]
+name = "rgb"
+kind = "rgb"
+frames = 16
+step = 4
+size = [64, 48]
+fit = "crop"
+layout = "NTHWC"
+input = "pictures"
+output = "logits"
+dtype = "u8"
+
+[[stream.file]]
+precision = "f32"
+path = "rgb.onnx"
+sha256 = "BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD"
+
+[[stream.file]]
+precision = "int8"
+path = "rgb.int8.onnx"
+sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+[[stream]]
+name = "flow"
+kind = "rgb+flow"
+frames = 1
+stack = 10
+size = [32, 32]
+fit = "squeeze"
+layout = "NCHW"
+input = "input"
+output = "logits"
+range = [0.0, 1.0]
+bound = 10.0
+state = [{ input = "h", output = "h2", shape = [1, 8] }]
+
+[[stream.file]]
+precision = "f32"
+path = "flow.onnx"
+sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+[decision]
+start = 0.6
+ignore = ["walking"]
+[decision.label.falling]
+by = "peak"
+"#;
+
+    /// A model folder with this manifest, whose files all hold "abc".
+    fn folder(manifest: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("model.toml", manifest);
+        write("labels.txt", "walking\nfalling\n\n  nothing  \n");
+        for name in ["rgb.onnx", "rgb.int8.onnx", "flow.onnx"] {
+            write(name, "abc");
+        }
+        folder
+    }
+
+    fn refused(folder: &Path) -> String {
+        let e = Model::load(folder).unwrap_err();
+        assert_eq!(e.kind(), Kind::Model, "{e}");
+        e.to_string()
+    }
+
+    #[test]
+    fn a_good_manifest_says_it_all() {
+        let folder = folder(MANIFEST);
+        let model = Model::load(folder.path()).unwrap();
+        assert_eq!(model.labels, ["walking", "falling", "nothing"]);
+        let [rgb, flow] = &model.manifest.streams[..] else { panic!("two streams") };
+        assert_eq!(rgb.shape(16), [1, 16, 48, 64, 3]);
+        assert_eq!((rgb.reach(), rgb.dtype), (61, Dtype::U8));
+        assert_eq!(flow.shape(1), [1, 23, 32, 32]);
+        assert_eq!((flow.reach(), flow.state[0].shape.as_slice()), (10, &[1, 8][..]));
+        assert_eq!((rgb.range, flow.range, flow.bound), ([-1.0, 1.0], [0.0, 1.0], 10.0));
+        // The manifest's own path does as well as its folder's.
+        assert!(Model::load(&folder.path().join("model.toml")).is_ok());
+    }
+
+    #[test]
+    fn a_stream_gives_the_first_preferred_precision_that_it_comes_in() {
+        let folder = folder(MANIFEST);
+        let model = Model::load(folder.path()).unwrap();
+        let file = |stream: usize, preferred: &[Precision]| {
+            model.manifest.streams[stream].file(preferred).map(|f| f.path.display().to_string())
+        };
+        use Precision::{F16, F32, Int8};
+        assert_eq!(file(0, &[Int8, F16, F32]).as_deref(), Some("rgb.int8.onnx"));
+        assert_eq!(file(0, &[F16, F32]).as_deref(), Some("rgb.onnx"));
+        assert_eq!(file(1, &[Int8, F16, F32]).as_deref(), Some("flow.onnx"));
+        assert_eq!(file(1, &[Int8]), None);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_manifest_is_one_sentence_that_names_it() {
+        for (from, to, sentence) in [
+            ("fps = 25", "fps = 30", "fps is 30; the daemon's frames come at 25"),
+            ("name = \"flow\"", "name = \"rgb\"", "stream `rgb`: a second stream of this name"),
+            ("frames = 16", "frames = 0", "stream `rgb`: frames, step and stack must be at least 1"),
+            ("frames = 16", "frames = 17", "stream `rgb`: reaches over 65 frames; the window holds 64"),
+            ("frames = 16", "frames = 9223372036854775807", "stream `rgb`: reaches over"),
+            ("frames = 1\n", "frames = 2\n", "stream `flow`: layout NCHW has no time axis, yet frames is 2"),
+            ("[64, 48]", "[64, 0]", "stream `rgb`: size [64, 0] is not within 1..1024"),
+            ("[64, 48]", "[64, 5000]", "stream `rgb`: size [64, 5000] is not within 1..1024"),
+            ("bound = 10.0", "bound = 0.0", "stream `flow`: bound 0 is not a positive number"),
+            ("bound = 10.0", "bound = nan", "stream `flow`: bound NaN is not a positive number"),
+            (
+                "range = [0.0, 1.0]",
+                "range = [1.0, 1.0]",
+                "stream `flow`: range [1.0, 1.0] is not two different numbers",
+            ),
+            (
+                "range = [0.0, 1.0]",
+                "range = [0.0, inf]",
+                "stream `flow`: range [0.0, inf] is not two different numbers",
+            ),
+            ("range = [0.0, 1.0]", "dtype = \"u8\"", "stream `flow`: only an RGB stream can take u8"),
+            ("shape = [1, 8]", "shape = [1, 0]", "state `h` of shape [1, 0] is empty or too large"),
+            ("shape = [1, 8]", "shape = [4294967296, 4294967296]", "is empty or too large"),
+            ("bound = 10.0", "flow = { algorithm = \"dis\", upscale = 9 }", "flow.upscale 9 is not within 1..4"),
+            ("precision = \"int8\"", "precision = \"f32\"", "stream `rgb`: a second file of precision f32"),
+            ("{ rgb = 0.4, flow", "{ rbg = 0.4, flow", "fusion: there is no stream `rbg`"),
+            ("rgb = 0.4", "rgb = -1.0", "fusion: weight -1 of `rgb` is not a number from 0 up"),
+            ("rgb = 0.4, flow = 0.6", "rgb = 0, flow = 0.0", "fusion: all weights are 0"),
+            ("\"probabilities\"", "\"logits\"", "weights for single labels need the rule `probabilities`"),
+            ("label.falling = {", "label.felling = {", "`felling` is not in labels.txt"),
+            ("[decision.label.falling]", "[decision.label.dancing]", "`dancing` is not in labels.txt"),
+            ("ignore = [\"walking\"]", "ignore = [\"waking\"]", "`waking` is not in labels.txt"),
+            ("background = \"nothing\"", "background = \"none\"", "`none` is not in labels.txt"),
+            ("labels = \"labels.txt\"", "labels = \"names.txt\"", "cannot read the labels"),
+            ("path = \"flow.onnx\"", "path = \"lost.onnx\"", "lost.onnx: No such file"),
+            ("sha256 = \"BA78", "sha256 = \"AA78", "rgb.onnx is not the file that its manifest describes"),
+        ] {
+            assert!(MANIFEST.contains(from), "{from}");
+            let text = refused(folder(&MANIFEST.replacen(from, to, 1)).path());
+            assert!(text.contains(sentence), "{from} -> {to}: {text}");
+            assert_eq!(text.lines().count(), 1, "{from} -> {to}: {text}");
+        }
+    }
+
+    #[test]
+    fn typing_errors_say_file_line_and_column() {
+        for (from, to, sentence) in [
+            ("stack = 10", "stak = 10", "stak"),
+            ("precision = \"f32\"", "precision = \"f64\"", "f64"),
+            ("layout = \"NCHW\"", "layout = \"NCWH\"", "NCWH"),
+            ("kind = \"rgb\"", "kind = \"depth\"", "depth"),
+            ("frames = 16", "frames = \"16\"", "16"),
+            ("frames = 16", "frames = -16", "-16"),
+            ("input = \"input\"\n", "", "input"),
+            ("[fusion]", "[fusion", ""),
+        ] {
+            assert!(MANIFEST.contains(from), "{from}");
+            let text = refused(folder(&MANIFEST.replacen(from, to, 1)).path());
+            assert!(text.contains("model.toml:") && text.contains(sentence), "{from} -> {to}: {text}");
+        }
+    }
+
+    #[test]
+    fn no_folder_no_manifest_no_labels_and_labels_twice() {
+        let folder = folder(MANIFEST);
+        let at = |name: &str| folder.path().join(name);
+        assert!(refused(&at("nowhere")).contains("no such model; a model is a folder with a model.toml"));
+        fs::write(at("labels.txt"), "walking\nfalling\nnothing\nwalking\n").unwrap();
+        assert!(refused(folder.path()).contains("label `walking` stands twice"));
+        fs::write(at("labels.txt"), "\n \n").unwrap();
+        assert!(refused(folder.path()).contains("no labels in it"));
+        fs::write(at("model.toml"), [0xff, 0xfe, 0x00]).unwrap();
+        assert!(refused(folder.path()).contains("cannot read"));
+        fs::remove_file(at("model.toml")).unwrap();
+        assert!(refused(folder.path()).contains("no such model"));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_after_the_model_was_loaded_is_not_read() {
+        let folder = folder(MANIFEST);
+        let model = Model::load(folder.path()).unwrap();
+        let file = &model.manifest.streams[0].files[0];
+        assert_eq!(model.read(file).unwrap(), b"abc");
+        fs::write(folder.path().join(&file.path), "abd").unwrap();
+        let text = model.read(file).unwrap_err().to_string();
+        assert!(text.contains("rgb.onnx is not the file that its manifest describes"), "{text}");
+    }
+
+    #[test]
+    fn a_manifest_with_any_bit_flipped_is_read_or_refused() {
+        let mut seed = 1u64;
+        let mut below = |n: usize| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) as usize % n
+        };
+        let folder = folder(MANIFEST);
+        for _ in 0..200 {
+            let mut bytes = MANIFEST.as_bytes().to_vec();
+            bytes[below(MANIFEST.len())] ^= 1 << below(8);
+            fs::write(folder.path().join("model.toml"), bytes).unwrap();
+            match Model::load(folder.path()) {
+                Ok(model) => model.manifest.streams.iter().for_each(|s| assert!(s.reach() <= WINDOW)),
+                Err(e) => assert_eq!(e.kind(), Kind::Model, "{e}"),
+            }
+        }
+    }
 }

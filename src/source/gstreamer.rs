@@ -38,6 +38,9 @@ const RTSP_LATENCY_MS: u32 = 200;
 const RECORDING_STALL: Duration = Duration::from_secs(60);
 /// After an error, what is still on its way through the decoder gets this long to arrive.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How often, and how many times in a row, a pipeline must be seen without a thread that works to count as dead.
+const IDLE_LOOK: Duration = Duration::from_millis(250);
+const IDLE_LOOKS: u32 = 4;
 /// How long closing a pipeline may take before it is left to itself.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -60,13 +63,41 @@ pub struct Stream {
     /// The picture that was given out last, mapped for as long as it may be read.
     frame: Option<gst_video::VideoFrame<gst_video::video_frame::Readable>>,
     /// The layout that goes with the caps; it changes when the stream changes its size.
-    layout: Option<(gst::Caps, gst_video::VideoInfo)>,
+    layout: Option<Layout>,
     /// The running time of a recording's first picture.
     first: Option<Duration>,
     /// The time of the last picture, and how many there were.
     last: Duration,
     given: u64,
     ended: Option<(Kind, String)>,
+}
+
+/// How the pictures of some caps lie in memory, and what their numbers mean.
+struct Layout {
+    caps: gst::Caps,
+    info: gst_video::VideoInfo,
+    matrix: Matrix,
+    full_range: bool,
+}
+
+impl Layout {
+    fn of(caps: gst::Caps) -> Result<Self, gst::glib::BoolError> {
+        let info = gst_video::VideoInfo::from_caps(&caps)?;
+        // The info forgets the range where the caps leave the matrix open, as JPEG-like H.264 does.
+        let said = caps.structure(0).and_then(|s| s.get::<&str>("colorimetry").ok());
+        let color = said.and_then(|said| said.parse().ok()).unwrap_or_else(|| info.colorimetry());
+        let matrix = match color.matrix() {
+            gst_video::VideoColorMatrix::Bt601 | gst_video::VideoColorMatrix::Fcc => Matrix::Bt601,
+            // These three differ by less than what a codec loses.
+            gst_video::VideoColorMatrix::Bt709
+            | gst_video::VideoColorMatrix::Smpte240m
+            | gst_video::VideoColorMatrix::Bt2020 => Matrix::Bt709,
+            _ if info.height() > 576 => Matrix::Bt709,
+            _ => Matrix::Bt601,
+        };
+        let full_range = color.range() == gst_video::VideoColorRange::Range0_255;
+        Ok(Layout { caps, info, matrix, full_range })
+    }
 }
 
 /// What a stream is, as far as its errors are concerned.
@@ -246,6 +277,7 @@ impl Stream {
     /// Waits for the next sample, and says how many were dropped before it.
     fn receive(&self) -> Result<(gst::Sample, u64)> {
         let begin = Instant::now();
+        let mut idle = 0;
         let mut state = self.mailbox.lock();
         loop {
             if let Some(sample) = state.sample.take() {
@@ -270,8 +302,31 @@ impl Stream {
             if now >= until {
                 return Err(self.stalled());
             }
+            if self.origin == Origin::File && !state.linked {
+                // Now and then decodebin loses the error of a demuxer that fails while it is being plugged in. Then
+                // nothing is said, and nobody works any more.
+                drop(state);
+                idle = if self.works() { 0 } else { idle + 1 };
+                if idle > IDLE_LOOKS {
+                    return Err(self.end());
+                }
+                until = until.min(now + IDLE_LOOK);
+                state = self.mailbox.lock();
+                if state.sample.is_some() || state.failure.is_some() || state.ended {
+                    continue;
+                }
+            }
             state = self.mailbox.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Whether any of the pipeline's threads is running.
+    fn works(&self) -> bool {
+        self.pipeline
+            .iterate_recurse()
+            .into_iter()
+            .flatten()
+            .any(|element| element.pads().iter().any(|pad| pad.task_state() == gst::TaskState::Started))
     }
 
     /// Why nothing follows, when nothing has failed.
@@ -353,6 +408,10 @@ impl Stream {
         if state.no_video && !state.linked {
             return Error::config(format!("{name} has sound, but no video stream"));
         }
+        if self.origin == Origin::File && !state.linked && error.matches(gst::CoreError::MissingPlugin) {
+            // Of a video whose decoder is missing, there would have been a word.
+            return Error::config(format!("{name} has no video in it, only sound or the like"));
+        }
         if error.matches(gst::CoreError::MissingPlugin) {
             return Error::config(format!("{name} needs a part of GStreamer that is not installed ({text})"));
         }
@@ -416,25 +475,22 @@ impl Stream {
     fn picture(&mut self, sample: gst::Sample, dropped: u64) -> Result<Picture<'_>> {
         let caps = sample.caps_owned().ok_or_else(|| self.broken("without caps"))?;
         let buffer = sample.buffer_owned().ok_or_else(|| self.broken("without a buffer"))?;
-        let known = self.layout.take().filter(|(known, _)| *known == caps);
-        let (caps, info) = match known {
+        let layout = match self.layout.take().filter(|known| known.caps == caps) {
             Some(known) => known,
             None => {
-                let info = gst_video::VideoInfo::from_caps(&caps)
-                    .map_err(|e| self.broken("of no known layout").caused_by(e))?;
                 log::debug!("{}: {caps}", self.name);
-                (caps, info)
+                Layout::of(caps).map_err(|e| self.broken("of no known layout").caused_by(e))?
             }
         };
 
-        let time = self.time_of(&sample, &buffer, &info);
-        let frame = gst_video::VideoFrame::from_buffer_readable(buffer, &info)
+        let time = self.time_of(&sample, &buffer, &layout.info);
+        let frame = gst_video::VideoFrame::from_buffer_readable(buffer, &layout.info)
             .map_err(|_| self.broken("that is smaller than its caps say"))?;
         self.last = time;
         self.given += 1;
-        self.layout = Some((caps, info));
+        let layout = &*self.layout.insert(layout);
         let frame = &*self.frame.insert(frame);
-        let pixels = pixels(frame).map_err(|e| Error::internal("a picture can't be read").caused_by(e))?;
+        let pixels = pixels(frame, layout).map_err(|e| Error::internal("a picture can't be read").caused_by(e))?;
         Ok(Picture { width: frame.width() as usize, height: frame.height() as usize, time, dropped, pixels })
     }
 }
@@ -487,7 +543,7 @@ impl Drop for Stream {
 }
 
 /// The planes of a mapped frame.
-fn pixels<T>(frame: &gst_video::VideoFrame<T>) -> Result<Pixels<'_>, gst::glib::BoolError> {
+fn pixels<'a, T>(frame: &'a gst_video::VideoFrame<T>, layout: &Layout) -> Result<Pixels<'a>, gst::glib::BoolError> {
     let plane = |number: u32| {
         let stride = frame.plane_stride()[number as usize] as usize;
         frame.plane_data(number).map(|data| Plane { data, stride })
@@ -495,17 +551,7 @@ fn pixels<T>(frame: &gst_video::VideoFrame<T>) -> Result<Pixels<'_>, gst::glib::
     if frame.format() == gst_video::VideoFormat::Rgb {
         return Ok(Pixels::Rgb(plane(0)?));
     }
-    let color = frame.info().colorimetry();
-    let matrix = match color.matrix() {
-        gst_video::VideoColorMatrix::Bt601 | gst_video::VideoColorMatrix::Fcc => Matrix::Bt601,
-        // These three differ by less than what a codec loses.
-        gst_video::VideoColorMatrix::Bt709
-        | gst_video::VideoColorMatrix::Smpte240m
-        | gst_video::VideoColorMatrix::Bt2020 => Matrix::Bt709,
-        _ if frame.height() > 576 => Matrix::Bt709,
-        _ => Matrix::Bt601,
-    };
-    let full_range = color.range() == gst_video::VideoColorRange::Range0_255;
+    let Layout { matrix, full_range, .. } = *layout;
     Ok(Pixels::I420 { y: plane(0)?, u: plane(1)?, v: plane(2)?, matrix, full_range })
 }
 
@@ -758,4 +804,122 @@ pub fn package_of(element: &str) -> Option<&'static str> {
         name if name.starts_with("avdec_") => "gstreamer1.0-libav",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(number: u64) -> gst::Sample {
+        let mut buffer = gst::Buffer::with_size(4).unwrap();
+        buffer.get_mut().unwrap().set_pts(gst::ClockTime::from_mseconds(number));
+        gst::Sample::builder().buffer(&buffer).build()
+    }
+
+    fn number(sample: &gst::Sample) -> u64 {
+        sample.buffer().and_then(|b| b.pts()).map_or(0, gst::ClockTime::mseconds)
+    }
+
+    #[test]
+    fn a_live_mailbox_keeps_the_newest_and_counts_the_rest() {
+        init().unwrap();
+        let mailbox = Mailbox::default();
+        for n in 1..=5 {
+            mailbox.put(sample(n), Pace::Live).unwrap();
+        }
+        let mut state = mailbox.lock();
+        assert_eq!((number(state.sample.as_ref().unwrap()), state.dropped), (5, 4));
+        state.closing = true;
+        drop(state);
+        assert_eq!(mailbox.put(sample(6), Pace::Live), Err(gst::FlowError::Flushing));
+    }
+
+    #[test]
+    fn a_recorded_mailbox_makes_the_decoder_wait_until_it_is_emptied_or_closed() {
+        init().unwrap();
+        let mailbox = Arc::new(Mailbox::default());
+        let theirs = mailbox.clone();
+        let decoder = std::thread::spawn(move || {
+            let mut n = 0;
+            while theirs.put(sample(n), Pace::Recorded).is_ok() {
+                n += 1;
+            }
+            n
+        });
+        for expected in 0..20 {
+            let mut state = mailbox.lock();
+            while state.sample.is_none() {
+                state = mailbox.changed.wait(state).unwrap();
+            }
+            assert_eq!((number(&state.sample.take().unwrap()), state.dropped), (expected, 0));
+            drop(state);
+            mailbox.changed.notify_all();
+        }
+        mailbox.set(|state| state.closing = true);
+        assert!((20..=21).contains(&decoder.join().unwrap()), "one may lie in the mailbox");
+    }
+
+    #[test]
+    fn the_first_error_is_kept_and_a_missing_audio_decoder_is_none() {
+        init().unwrap();
+        let mailbox = Mailbox::default();
+        for text in ["the cause", "its consequence"] {
+            mailbox.hear(&gst::message::Error::new(gst::StreamError::Decode, text));
+        }
+        assert_eq!(mailbox.lock().failure.as_ref().unwrap().error.message(), "the cause");
+
+        let missing = |kind: &str| {
+            let detail = gst::Caps::new_empty_simple(kind);
+            let structure =
+                gst::Structure::builder("missing-plugin").field("name", "a decoder").field("detail", detail);
+            gst::message::Element::new(structure.build())
+        };
+        mailbox.hear(&missing("audio/mpeg"));
+        assert!(mailbox.lock().missing.is_none());
+        mailbox.hear(&missing("video/x-vp9"));
+        let state = mailbox.lock();
+        let (name, detail) = state.missing.as_ref().unwrap();
+        assert_eq!((name.as_str(), package_for(detail)), ("a decoder", "gstreamer1.0-plugins-good"));
+    }
+
+    #[test]
+    fn colors_are_what_the_caps_say_or_what_the_size_suggests() {
+        init().unwrap();
+        for (height, said, matrix, full_range) in [
+            (480, None, Matrix::Bt601, false),
+            (720, None, Matrix::Bt709, false),
+            (480, Some("bt709"), Matrix::Bt709, false),
+            (1080, Some("bt601"), Matrix::Bt601, false),
+            (2160, Some("bt2020"), Matrix::Bt709, false),
+            (480, Some("1:4:0:0"), Matrix::Bt601, true),
+            (480, Some("1:0:0:0"), Matrix::Bt601, true),
+            (720, Some("1:0:0:0"), Matrix::Bt709, true),
+        ] {
+            let mut caps = gst::Caps::builder("video/x-raw")
+                .field("format", "I420")
+                .field("width", 64)
+                .field("height", height)
+                .field("framerate", gst::Fraction::new(25, 1));
+            if let Some(said) = said {
+                caps = caps.field("colorimetry", said);
+            }
+            let layout = Layout::of(caps.build()).unwrap();
+            assert_eq!((layout.matrix, layout.full_range), (matrix, full_range), "{height} {said:?}");
+        }
+    }
+
+    #[test]
+    fn only_video_is_asked_of_an_rtsp_camera() {
+        init().unwrap();
+        let media = |media: &str| gst::Caps::builder("application/x-rtp").field("media", media).build();
+        assert!(is_video(&media("video")) && !is_video(&media("audio")) && !is_video(&media("application")));
+        assert!(is_video(&gst::Caps::new_empty_simple("application/x-rtp")));
+    }
+
+    #[test]
+    fn every_element_of_our_own_pipelines_has_a_package() {
+        for element in ["decodebin", "videoconvert", "videoflip", "appsink", "uridecodebin", "rtspsrc", "nvvidconv"] {
+            assert!(package_of(element).is_some(), "{element}");
+        }
+    }
 }

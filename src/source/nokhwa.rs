@@ -510,8 +510,8 @@ fn yuyv_to_i420(bytes: &[u8], width: usize, height: usize, [y, u, v]: [&mut [u8]
             let at = row / 2 * half;
             let pairs = line.chunks_exact(4).zip(below.chunks_exact(4));
             for ((u, v), (a, b)) in u[at..at + half].iter_mut().zip(&mut v[at..at + half]).zip(pairs) {
-                *u = ((u16::from(a[1]) + u16::from(b[1]) + 1) / 2) as u8;
-                *v = ((u16::from(a[3]) + u16::from(b[3]) + 1) / 2) as u8;
+                *u = (u16::from(a[1]) + u16::from(b[1])).div_ceil(2) as u8;
+                *v = (u16::from(a[3]) + u16::from(b[3])).div_ceil(2) as u8;
             }
         }
     }

@@ -25,6 +25,8 @@ BOUND = 6.0
 """Pixels of flow that map to 1.0; the paper's 20 at 224 pixels is 5.7 at 64."""
 FLOW_SCALE = 1.0 / 127.0
 NOTHING = INDEX["nothing"]
+EVALUATION_FRAMES = 64
+"""Pictures of a window, as the daemon will show them."""
 
 
 @dataclass

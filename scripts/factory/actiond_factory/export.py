@@ -9,19 +9,18 @@ pools say SAME padding in words (`auto_pad`), and the time axis is open. Input `
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from .classes import LABELS
-from .data import BOUND, SIZE, Clips, held_out
+from .data import EVALUATION_FRAMES, SIZE, Clips, held_out
 from .i3d import CHANNELS, I3D, MIXED, POOLS, Unit
-from .train import EVALUATION_FRAMES, load_run, predict
+from .model import log_softmax, session, write_manifest
+from .train import load_run, predict
 
 OPSET = 17
 POOL_BEFORE = {
@@ -115,18 +114,6 @@ def build(net: I3D, temperature: float = 1.0) -> onnx.ModelProto:
     return model
 
 
-def session(model: onnx.ModelProto | Path, provider: str = "CPUExecutionProvider") -> onnxruntime.InferenceSession:
-    """One thread, one provider, which fails instead of falling back to another."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    loaded = onnxruntime.InferenceSession(source, options, providers=[provider])
-    if loaded.get_providers()[0] != provider:
-        raise RuntimeError(f"{provider} did not register: {loaded.get_providers()}")
-    return loaded
-
-
 @torch.no_grad()
 def difference(net: I3D, model: onnx.ModelProto, frames: int) -> float:
     """Greatest difference of the logits between torch and ONNX Runtime on noise of `frames` pictures."""
@@ -134,12 +121,6 @@ def difference(net: I3D, model: onnx.ModelProto, frames: int) -> float:
     x = rng.uniform(-1, 1, (1, CHANNELS[net.stream], frames, SIZE, SIZE)).astype(np.float32)
     expected = net.eval()(torch.from_numpy(x)).numpy()
     return float(np.abs(session(model).run(["logits"], {"input": x})[0] - expected).max())
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -162,75 +143,6 @@ def best_weight(rgb: np.ndarray, flow: np.ndarray, labels: np.ndarray) -> float:
         return float((fused.argmax(1) == labels).mean().round(3)), float(np.log(fused[rows, labels] + 1e-9).mean())
 
     return float(max(np.round(np.arange(0.3, 0.701, 0.05), 2), key=merit))
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def stream_toml(out: Path, stream: str) -> str:
-    """A [[stream]] table with every file of the stream that lies in `out`."""
-    files = ""
-    for precision, name in (("f32", f"{stream}.onnx"), ("int8", f"{stream}.int8.onnx")):
-        if (out / name).exists():
-            digest = sha256(out / name)
-            files += f'\n[[stream.file]]\nprecision = "{precision}"\npath = "{name}"\nsha256 = "{digest}"\n'
-    flow = f"""bound = {BOUND}
-flow = {{ algorithm = "dis", preset = "fast", finest_scale = 1, refinement = 0, upscale = 2 }}
-"""
-    return f"""
-[[stream]]
-name = "{stream}"
-kind = "{stream}"
-frames = {EVALUATION_FRAMES}
-step = 1
-size = [{SIZE}, {SIZE}]
-fit = "squeeze"
-layout = "NCTHW"
-input = "input"
-output = "logits"
-dtype = "f32"
-range = [-1.0, 1.0]
-{flow if stream == "flow" else ""}{files}"""
-
-
-# A fall is over in a second and drowns in a mean; walking goes on, and its mean is steadier than its peaks.
-SHORT = ("jumping", "sitting down", "standing up", "picking up", "falling", "punching", "kicking", "pushing")
-
-
-def write_manifest(out: Path, weights: dict[str, float], starts: dict[str, float]) -> None:
-    """model.toml and labels.txt for the files that lie in `out`.
-
-    `weights`: each stream's share of the fused probabilities; `starts`: start thresholds of labels that need another
-    than the default.
-    """
-    (out / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
-    decisions = ""
-    for label in LABELS[1:]:
-        by = "peak" if label in SHORT else "mean"
-        start = starts.get(label, 0.5)
-        key = label if label.isidentifier() else f'"{label}"'
-        decisions += f'\n[decision.label.{key}]\nby = "{by}"\nstart = {start:.2f}\n'
-    (out / "model.toml").write_text(f"""name = "actiond-compact-i3d"
-version = "1"
-architecture = "two-stream-i3d"
-licence = "MIT"
-source = "trained by this project on rendered motion capture; see CARD.md"
-fps = 25
-labels = "labels.txt"
-background = "nothing"
-
-[fusion]
-rule = "probabilities"
-weights = {{ rgb = {weights["rgb"]:.2f}, flow = {weights["flow"]:.2f} }}
-{stream_toml(out, "rgb")}{stream_toml(out, "flow")}
-[decision]
-start = 0.5
-end = 0.3
-smooth_hops = 2
-min_hops = 1
-{decisions}""")
 
 
 def false_start_limit(scores: np.ndarray, labels: np.ndarray, label: int, limit: float) -> float:

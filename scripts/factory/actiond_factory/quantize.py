@@ -18,9 +18,8 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from .data import Clips, held_out, plain
-from .export import log_softmax, session, sha256
-from .train import EVALUATION_FRAMES
+from .data import EVALUATION_FRAMES, Clips, held_out, plain
+from .model import log_softmax, refresh_manifest, session
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -121,21 +120,6 @@ def logits_of(path: Path, clips: Clips, stream: str, indices: np.ndarray, provid
         rows.append(loaded.run(["logits"], {"input": x})[0][0])
         times.append(time.perf_counter() - began)
     return np.array(rows), float(np.median(times) * 1e3)
-
-
-def refresh_manifest(out: Path) -> None:
-    """Lists the files that lie in `out` now, with their checksums, in its model.toml."""
-    lines = (out / "model.toml").read_text().split("\n[[stream]]\n")
-    for number, stream in enumerate(("rgb", "flow"), 1):
-        head, _, rest = lines[number].partition("\n[[stream.file]]")
-        tail = "\n[decision]" + rest.partition("\n[decision]")[2] if "\n[decision]" in rest else ""
-        files = ""
-        for precision, name in (("f32", f"{stream}.onnx"), ("int8", f"{stream}.int8.onnx")):
-            if (out / name).exists():
-                digest = sha256(out / name)
-                files += f'\n[[stream.file]]\nprecision = "{precision}"\npath = "{name}"\nsha256 = "{digest}"\n'
-        lines[number] = head.rstrip("\n") + "\n" + files + tail
-    (out / "model.toml").write_text("\n[[stream]]\n".join(lines))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

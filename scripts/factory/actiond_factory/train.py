@@ -24,10 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .classes import LABELS
-from .data import NOTHING, Augmentation, Batch, Clips, held_out, plain, training_batch
+from .data import EVALUATION_FRAMES, NOTHING, Augmentation, Batch, Clips, held_out, plain, training_batch
 from .i3d import AUXILIARY_AT, I3D
-
-EVALUATION_FRAMES = 64
 
 
 @dataclass(frozen=True)

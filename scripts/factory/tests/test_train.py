@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: only the commands that train need it")
 
-from actiond_factory import export, train
+from actiond_factory import export, model, train
 from actiond_factory.data import Augmentation, Clips, View, cells, training_batch
 from actiond_factory.i3d import EPSILON, I3D, max_pool_same, same_padding
 
@@ -83,10 +83,10 @@ def test_onnx_agrees_with_torch_at_even_and_odd_lengths(stream: str) -> None:
             unit.norm.running_mean.normal_(std=0.3)
             unit.norm.running_var.uniform_(0.3, 2)
             unit.norm.bias.normal_(std=0.3)
-    model = export.build(net)
+    graph = export.build(net)
     for frames in (64, 79):
-        assert export.difference(net, model, frames) < export.TOLERANCE
-    names = {node.name for node in model.graph.node}
+        assert export.difference(net, graph, frames) < export.TOLERANCE
+    names = {node.name for node in graph.graph.node}
     assert {"Conv3d_1a_7x7", "Mixed_3b/Branch_1/Conv3d_0b_3x3", "Mixed_5b/Branch_2/Conv3d_0a_3x3"} <= names
 
 
@@ -94,7 +94,7 @@ def test_temperature_divides_the_logits() -> None:
     torch.manual_seed(3)
     net = I3D("flow", LABELS).eval()
     x = np.random.default_rng(0).uniform(-1, 1, (1, 2, 64, 64, 64)).astype(np.float32)
-    plain, cool = (export.session(export.build(net, t)).run(None, {"input": x})[0] for t in (1.0, 2.0))
+    plain, cool = (model.session(export.build(net, t)).run(None, {"input": x})[0] for t in (1.0, 2.0))
     np.testing.assert_allclose(plain / 2, cool, atol=1e-5)
 
 
