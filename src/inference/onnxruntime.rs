@@ -157,16 +157,7 @@ impl OnnxRuntime {
             Err(e) => return Err(missing(format!("cannot be asked for: {e}"))),
         }
         let internal = |e: String| Error::internal(format!("ONNX Runtime refused its options: {e}"));
-        let mut builder = Session::builder(&runtime.environment)
-            .map_err(|e| internal(e.to_string()))?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .and_then(|b| b.with_intra_threads(threads))
-            .and_then(|b| b.with_inter_threads(1))
-            .and_then(|b| b.with_memory_pattern(true))
-            // Threads that wait for the next hop must not burn the CPU meanwhile.
-            .and_then(|b| b.with_intra_op_spinning(false))
-            .and_then(|b| b.with_inter_op_spinning(false))
-            .map_err(|e| internal(e.to_string()))?;
+        let mut builder = session_options(&runtime.environment, threads).map_err(|e| internal(e.to_string()))?;
         if let Some(provider) = self.registration(precision, threads, key) {
             builder = builder
                 .with_disable_cpu_fallback()
@@ -277,6 +268,18 @@ fn session(
         }
         Error::model(format!("{}: ONNX Runtime can't run this graph: {why}", graph.path.display()))
     })
+}
+
+fn session_options(environment: &Environment, threads: usize) -> ort::Result<SessionBuilder> {
+    let builder = Session::builder(environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(threads)?
+        .with_inter_threads(1)?
+        .with_memory_pattern(true)?
+        // Threads that wait for the next hop must not burn the CPU meanwhile.
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?;
+    Ok(builder)
 }
 
 /// A session with the input buffer for one length.

@@ -4,7 +4,7 @@
 //!
 //! The streams take turns, each with all cores, rather than running side by side with half of the cores each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use super::{Hop, Lane, Network, Scores, Tensor};
 use crate::{
@@ -146,10 +146,10 @@ impl<E: Engine> Runner<E> {
             let Some((_, engine)) = &mut self.other else { unreachable!("just put there") };
             engine
         };
-        if !self.lanes.contains_key(&lane) {
-            self.lanes.insert(lane, engine.zero()?);
-        }
-        let Some(state) = self.lanes.get_mut(&lane) else { unreachable!("just put there") };
+        let state = match self.lanes.entry(lane) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(lane) => lane.insert(engine.zero()?),
+        };
         engine.run(input, state, logits)
     }
 }
