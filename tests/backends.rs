@@ -4,7 +4,14 @@
 #[path = "common/onnx.rs"]
 mod onnx;
 
-use std::{fs, path::Path, sync::OnceLock, time::Instant};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    fs,
+    path::Path,
+    sync::OnceLock,
+    time::Instant,
+};
 
 use actiond::{
     error::Kind,
@@ -131,7 +138,7 @@ fn stream(name: &str, kind: &str, frames: usize, layout: &str, more: &str) -> St
     )
 }
 
-fn model(labels: usize, streams: &[(&str, Vec<(&str, &str, &[u8])>)]) -> (TempDir, Model) {
+fn model(labels: usize, streams: &[onnx::Stream]) -> (TempDir, Model) {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), labels, streams);
     let model = Model::load(folder.path()).unwrap();
@@ -444,6 +451,55 @@ fn the_shipped_model_gives_the_same_logits_everywhere() {
     let labels = model.labels.len();
     assert_eq!(labels, LABELS, "the suite counts on {LABELS} labels");
     same_everywhere("models/default", &model, &steps);
+}
+
+/// What ONNX Runtime allocates is its own affair, and its arena's; this side of it, a step needs nothing new.
+#[test]
+fn a_step_on_onnx_runtime_allocates_nothing_after_the_first() {
+    let bytes = recurrent();
+    let rgb = inception(3, 1, false, T("T"));
+    let (_folder, model) = model(
+        LABELS,
+        &[
+            (&stream("flow", "flow", 1, "NCHW", STATES), vec![("f32", "flow.onnx", &bytes)]),
+            (&stream("rgb", "rgb", 16, "NCTHW", ""), vec![("f32", "rgb.onnx", &rgb)]),
+        ],
+    );
+    let hop = noise(&model, None, &mut Random(17));
+    for backend in backends().into_iter().filter(|b| *b != "tract") {
+        let mut network = load(&model, backend, &F32);
+        network.step(Lane(0), &hop).unwrap();
+        let before = ALLOCATIONS.with(Cell::get);
+        for _ in 0..5 {
+            network.step(Lane(0), &hop).unwrap();
+        }
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "{backend}");
+    }
+}
+
+/// Counts what this thread asks of Rust's allocator.
+struct Counting;
+
+thread_local!(static ALLOCATIONS: Cell<usize> = const { Cell::new(0) });
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call goes to the system's allocator as it came; counting touches a plain cell of the thread.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+        unsafe { System.realloc(at, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(at, layout) }
+    }
 }
 
 /// Not a test: what inference costs here, for comments and reports. `cargo test --release --test backends -- --ignored

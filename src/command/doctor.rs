@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::IsTerminal,
+    io::{IsTerminal, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -100,14 +100,22 @@ pub fn run(args: &Args) -> Result<()> {
     let bad = findings.iter().filter(|f| f.state == State::Bad).count();
     if args.json {
         let report = Report { version: env!("CARGO_PKG_VERSION"), ready: bad == 0, findings: &findings };
-        println!("{}", serde_json::to_string(&report).map_err(|e| Error::internal("JSON").caused_by(e))?);
+        say(&(serde_json::to_string(&report).map_err(|e| Error::internal("JSON").caused_by(e))? + "\n"))?;
     } else {
-        print!("{}", table(&findings, std::io::stdout().is_terminal()));
+        say(&table(&findings, std::io::stdout().is_terminal()))?;
     }
     match bad {
         0 => Ok(()),
         1 => Err(Error::unavailable("one thing that actiond needs is missing here")),
         _ => Err(Error::unavailable(format!("{bad} things that actiond needs are missing here"))),
+    }
+}
+
+/// Prints; a reader that has seen enough (`| head`) is no error.
+fn say(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::internal("cannot print").caused_by(e)),
+        _ => Ok(()),
     }
 }
 
@@ -188,7 +196,7 @@ fn built_with_cuda(information: &str) -> Option<String> {
 }
 
 /// What GStreamer must or may bring: what for, whether the main job needs it, and the elements of which one will do,
-/// the best first.
+/// hardware first, and last the one that a package brings everywhere.
 const ELEMENTS: [(&str, bool, &[&str]); 17] = [
     ("any pipeline", true, &["decodebin"]),
     ("colours", true, &["videoconvert"]),
@@ -216,7 +224,9 @@ fn gstreamer_elements() -> Vec<Finding> {
     let mut findings =
         vec![Finding::good("gstreamer", "library", gst::version_string().trim_start_matches("GStreamer "))];
     for (what, needed, candidates) in ELEMENTS {
-        let found = candidates.iter().find_map(|name| gst::ElementFactory::find(name));
+        // Of those that are here, the one that GStreamer will take.
+        let here = candidates.iter().rev().filter_map(|name| gst::ElementFactory::find(name));
+        let found = here.max_by_key(|factory| factory.rank());
         findings.push(match found {
             Some(factory) => {
                 // A codec's element says whether it is the chip or the processor that decodes.
@@ -226,7 +236,6 @@ fn gstreamer_elements() -> Vec<Finding> {
                 Finding::good("gstreamer", what, format!("{}{note}", factory.name()))
             }
             None => {
-                // The last is the one that is everywhere.
                 let element = candidates.last().copied().unwrap_or_default();
                 let found = format!("no {}", candidates.join(", "));
                 let finding = if needed {
@@ -295,7 +304,7 @@ fn table(findings: &[Finding], colored: bool) -> String {
     let (areas, names) = (widest(|f| f.area), widest(|f| &f.name));
     let mut out = String::new();
     let mut area = "";
-    for finding in findings {
+    for (number, finding) in findings.iter().enumerate() {
         let shown = if finding.area == area { "" } else { finding.area };
         area = finding.area;
         let mark = match finding.state {
@@ -306,7 +315,9 @@ fn table(findings: &[Finding], colored: bool) -> String {
         let heading = paint(&format!("{shown:areas$}"), "1");
         // Writing to a String can't fail.
         let _ = writeln!(out, "{heading}  {mark} {:names$}  {}", finding.name, finding.found);
-        if let Some(mend) = finding.mend.as_ref().filter(|_| finding.state != State::Good) {
+        // What mends several in a row is said once, below the last.
+        let again = findings.get(number + 1).is_some_and(|next| next.area == area && next.mend == finding.mend);
+        if let Some(mend) = finding.mend.as_ref().filter(|_| finding.state != State::Good && !again) {
             let _ = writeln!(out, "{:areas$}    {:names$}  {}", "", "", paint(&format!("→ {mend}"), "2"));
         }
     }
@@ -321,12 +332,14 @@ mod tests {
     fn the_table_is_aligned_and_mends_stand_below_what_they_mend() {
         let findings = [
             Finding::good("board", "model", "a PC").mend("never shown"),
+            Finding::absent("cameras", "csi", "none").mend("plug one in"),
             Finding::absent("cameras", "usb", "none").mend("plug one in"),
             Finding::bad("cameras", "door é", "gone"),
         ];
         let plain = "\
 board    ✓ model   a PC
-cameras  – usb     none
+cameras  – csi     none
+         – usb     none
                    → plug one in
          ✗ door é  gone
 ";

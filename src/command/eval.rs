@@ -174,11 +174,11 @@ fn score(
     hop: usize,
 ) -> Result<Vec<Vec<f32>>> {
     let clip = Clip::read(path, model)?;
-    let video = fused(model, &clip.whole_video(model, network, hop)?)?;
     if !by.contains(&By::Peak) {
+        let video = fused(model, &clip.whole_video(model, network, hop)?)?;
         return Ok(video.streams.into_iter().chain([video.fused]).collect());
     }
-    let mut windows: Vec<Vec<Vec<f32>>> = vec![Vec::new(); video.streams.len() + 1];
+    let mut windows: Vec<Vec<Vec<f32>>> = vec![Vec::new(); model.manifest.streams.len() + 1];
     for logits in clip.windows(model, network, hop)? {
         let scores = fused(model, &logits)?;
         for (all, one) in windows.iter_mut().zip(scores.streams.into_iter().chain([scores.fused])) {

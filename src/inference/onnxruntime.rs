@@ -23,7 +23,7 @@ use ort::{
         builder::{GraphOptimizationLevel, SessionBuilder},
     },
     sys::{OrtApiBase, OrtStatusPtr, OrtValue},
-    value::{Tensor as Values, TensorElementType},
+    value::{PrimitiveTensorElementType, Tensor as Values, TensorElementType},
 };
 
 use super::{
@@ -377,14 +377,8 @@ impl Engine for Loaded {
 
     fn run(&mut self, input: &Tensor, state: &mut Self::State, logits: &mut Vec<f32>) -> Result<()> {
         let value = match (&mut self.input, input) {
-            (Input::F32(buffer), Tensor::F32(values)) => {
-                buffer.extract_tensor_mut().1.copy_from_slice(values);
-                buffer.ptr()
-            }
-            (Input::U8(buffer), Tensor::U8(values)) => {
-                buffer.extract_tensor_mut().1.copy_from_slice(values);
-                buffer.ptr()
-            }
+            (Input::F32(buffer), Tensor::F32(values)) => fill(buffer, values)?,
+            (Input::U8(buffer), Tensor::U8(values)) => fill(buffer, values)?,
             _ => return Err(Error::internal("an input of another type than the stream's")),
         };
         let room = &mut self.room;
@@ -422,6 +416,19 @@ impl Engine for Loaded {
         }
         copy_floats(&first, logits)
     }
+}
+
+/// Copies a hop's values into the session's input.
+fn fill<T: PrimitiveTensorElementType + std::fmt::Debug + Copy>(
+    buffer: &mut Values<T>,
+    values: &[T],
+) -> Result<*const OrtValue> {
+    let (_, room) = buffer.extract_tensor_mut();
+    if room.len() != values.len() {
+        return Err(Error::internal("an input of another size than the session's"));
+    }
+    room.copy_from_slice(values);
+    Ok(buffer.ptr())
 }
 
 /// Puts a float tensor's elements in place of what `out` held.

@@ -60,6 +60,7 @@ pub struct Stream {
     name: String,
     pace: Pace,
     stall: Duration,
+    opened: Instant,
     /// The picture that was given out last, mapped for as long as it may be read.
     frame: Option<gst_video::VideoFrame<gst_video::video_frame::Readable>>,
     /// The layout that goes with the caps; it changes when the stream changes its size.
@@ -118,8 +119,8 @@ struct Mailbox {
 
 #[derive(Default)]
 struct State {
-    /// `Recorded` waits until this is taken, `Live` writes over it.
-    sample: Option<gst::Sample>,
+    /// `Recorded` waits until this is taken, `Live` writes over it. With it goes when it came.
+    sample: Option<(gst::Sample, Instant)>,
     /// How many were written over since the last was taken.
     dropped: u64,
     ended: bool,
@@ -161,7 +162,7 @@ impl Mailbox {
         if state.closing {
             return Err(gst::FlowError::Flushing);
         }
-        if state.sample.replace(sample).is_some() {
+        if state.sample.replace((sample, Instant::now())).is_some() {
             state.dropped += 1;
         }
         self.changed.notify_all();
@@ -247,6 +248,7 @@ impl Stream {
             name,
             pace: Pace::Recorded,
             stall: options.stall,
+            opened: Instant::now(),
             frame: None,
             layout: None,
             first: None,
@@ -275,14 +277,14 @@ impl Stream {
     }
 
     /// Waits for the next sample, and says how many were dropped before it.
-    fn receive(&self) -> Result<(gst::Sample, u64)> {
+    fn receive(&self) -> Result<(gst::Sample, Instant, u64)> {
         let begin = Instant::now();
         let mut idle = 0;
         let mut state = self.mailbox.lock();
         loop {
-            if let Some(sample) = state.sample.take() {
+            if let Some((sample, came)) = state.sample.take() {
                 self.mailbox.changed.notify_all();
-                return Ok((sample, std::mem::take(&mut state.dropped)));
+                return Ok((sample, came, std::mem::take(&mut state.dropped)));
             }
             let now = Instant::now();
             let mut until = begin + self.stall;
@@ -443,9 +445,16 @@ impl Stream {
         }
     }
 
-    /// The time of a sample. A buffer without a timestamp (some AVI and raw streams) comes one picture's duration
-    /// after the one before, by its own word or by the rate of the caps.
-    fn time_of(&mut self, sample: &gst::Sample, buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Duration {
+    /// The time of a sample. A buffer without a timestamp was made when it came, if it is a camera's (MJPEG over HTTP);
+    /// in a recording (some raw streams) it comes one picture's duration after the one before, by its own word or by
+    /// the rate of the caps.
+    fn time_of(
+        &mut self,
+        sample: &gst::Sample,
+        came: Instant,
+        buffer: &gst::BufferRef,
+        info: &gst_video::VideoInfo,
+    ) -> Duration {
         let running = sample
             .segment()
             .and_then(|segment| segment.downcast_ref::<gst::ClockTime>())
@@ -455,6 +464,7 @@ impl Stream {
             // A camera's clock is its own; it began when the stream did, perhaps before the first picture.
             Some(time) if self.pace == Pace::Live && self.origin != Origin::File => time,
             Some(time) => time.saturating_sub(*self.first.get_or_insert(time)),
+            None if self.pace == Pace::Live && self.origin != Origin::File => came.duration_since(self.opened),
             None if self.given == 0 => Duration::ZERO,
             None => {
                 let fps = info.fps();
@@ -472,7 +482,7 @@ impl Stream {
         Error::new(kind, format!("{}: GStreamer gave a picture {what}", self.name))
     }
 
-    fn picture(&mut self, sample: gst::Sample, dropped: u64) -> Result<Picture<'_>> {
+    fn picture(&mut self, sample: gst::Sample, came: Instant, dropped: u64) -> Result<Picture<'_>> {
         let caps = sample.caps_owned().ok_or_else(|| self.broken("without caps"))?;
         let buffer = sample.buffer_owned().ok_or_else(|| self.broken("without a buffer"))?;
         let layout = match self.layout.take().filter(|known| known.caps == caps) {
@@ -483,7 +493,7 @@ impl Stream {
             }
         };
 
-        let time = self.time_of(&sample, &buffer, &layout.info);
+        let time = self.time_of(&sample, came, &buffer, &layout.info);
         let frame = gst_video::VideoFrame::from_buffer_readable(buffer, &layout.info)
             .map_err(|_| self.broken("that is smaller than its caps say"))?;
         self.last = time;
@@ -503,7 +513,7 @@ impl Source for Stream {
             return Err(Error::new(*kind, message.clone()));
         }
         match self.receive() {
-            Ok((sample, dropped)) => self.picture(sample, dropped),
+            Ok((sample, came, dropped)) => self.picture(sample, came, dropped),
             Err(error) => {
                 self.ended = Some((error.kind(), error.to_string()));
                 Err(error)
@@ -602,6 +612,13 @@ fn decode_video(pipeline: &gst::Pipeline, decodebin: &gst::Element, mailbox: &Ar
     decodebin.set_property("caps", gst::Caps::builder("video/x-raw").any_features().build());
     decodebin.set_property("expose-all-streams", false);
 
+    // An MJPEG camera over HTTP: unless told that more streams won't come, decodebin waits for them to the end.
+    pipeline.connect_deep_element_added(|_, _, element| {
+        if element.factory().is_some_and(|factory| factory.name() == "multipartdemux") {
+            element.set_property("single-stream", true);
+        }
+    });
+
     let weak = pipeline.downgrade();
     let found = Arc::downgrade(mailbox);
     decodebin.connect_pad_added(move |_, pad| {
@@ -686,6 +703,15 @@ fn http(location: &str, mailbox: &Arc<Mailbox>) -> Result<gst::Pipeline> {
     let pipeline = launch(&format!("uridecodebin name=decode {}", tail()))?;
     let decode = element(&pipeline, "decode")?;
     decode.set_property("uri", location);
+    // An MJPEG camera's pictures would else be kept until there is enough to play a film without breaks.
+    decode.connect("source-setup", false, |values| {
+        if let Some(source) = values.get(1).and_then(|v| v.get::<gst::Element>().ok())
+            && source.has_property_with_type("is-live", bool::static_type())
+        {
+            source.set_property("is-live", true);
+        }
+        None
+    });
     decode_video(&pipeline, &decode, mailbox)?;
     Ok(pipeline)
 }
@@ -700,6 +726,8 @@ fn rtsp(location: &str, options: &Options, mailbox: &Arc<Mailbox>) -> Result<gst
     ))?;
     let src = element(&pipeline, "src")?;
     src.set_property("location", location);
+    // A key picture of a big camera is hundreds of packets at once; the kernel cuts this down to what it allows.
+    src.set_property("udp-buffer-size", 4 << 20);
     src.set_property("latency", RTSP_LATENCY_MS);
     src.set_property("drop-on-latency", true);
     src.set_property("tcp-timeout", u64::try_from(options.stall.as_micros()).unwrap_or(u64::MAX));
@@ -828,7 +856,7 @@ mod tests {
             mailbox.put(sample(n), Pace::Live).unwrap();
         }
         let mut state = mailbox.lock();
-        assert_eq!((number(state.sample.as_ref().unwrap()), state.dropped), (5, 4));
+        assert_eq!((number(&state.sample.as_ref().unwrap().0), state.dropped), (5, 4));
         state.closing = true;
         drop(state);
         assert_eq!(mailbox.put(sample(6), Pace::Live), Err(gst::FlowError::Flushing));
@@ -851,7 +879,7 @@ mod tests {
             while state.sample.is_none() {
                 state = mailbox.changed.wait(state).unwrap();
             }
-            assert_eq!((number(&state.sample.take().unwrap()), state.dropped), (expected, 0));
+            assert_eq!((number(&state.sample.take().unwrap().0), state.dropped), (expected, 0));
             drop(state);
             mailbox.changed.notify_all();
         }

@@ -203,9 +203,14 @@ fn node(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, Attribute)
     }
 }
 
-/// Writes a model folder: `streams` are the [[stream]] tables without their files; a stream's files are its precision,
-/// name and bytes.
-pub fn write_model(folder: &Path, labels: usize, streams: &[(&str, Vec<(&str, &str, &[u8])>)]) {
+/// A stream's file: its precision, name and bytes.
+pub type File<'a> = (&'a str, &'a str, &'a [u8]);
+
+/// A [[stream]] table without its files, and its files.
+pub type Stream<'a> = (&'a str, Vec<File<'a>>);
+
+/// Writes a model folder.
+pub fn write_model(folder: &Path, labels: usize, streams: &[Stream]) {
     let mut manifest = String::from(
         "name = \"test\"\nversion = \"1\"\narchitecture = \"test\"\nlicence = \"MIT\"\nsource = \"tests\"\nfps = 25\n\
          labels = \"labels.txt\"\n[fusion]\nrule = \"probabilities\"\n",

@@ -158,7 +158,7 @@ class I3D(nn.Module):
             yield name, x
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits [batch, classes] of the last map: average pool 2 x h x w, dropout, 1x1x1 convolution, mean over time."""
+        """Logits [batch, classes] of the last map: average pool 2 x h x w, dropout, 1x1x1 convolution, mean."""
         x = F.avg_pool3d(x, (2, *x.shape[3:]), stride=1)
         x = F.dropout(x, self.dropout, self.training)
         return self.logits(x).mean((2, 3, 4))
