@@ -128,7 +128,7 @@ impl Camera {
             if first {
                 first = false;
                 if let Some(last) = *last_picture {
-                    intake.reopened((last.elapsed().as_secs_f64() * FPS as f64) as u64, &mut emit);
+                    intake.reopened((last.elapsed().as_secs_f64() * FPS as f64) as u64);
                 }
                 if !told.is_empty() {
                     log::info!("camera {}: back", self.id);

@@ -45,6 +45,8 @@ pub struct Intake {
     before: Vec<Scaled>,
     now: Vec<Scaled>,
     frame: Frame,
+    /// Ticks that went by while the source was being opened anew.
+    away: u64,
     counts: Counts,
 }
 
@@ -65,6 +67,7 @@ impl Intake {
             before: Vec::new(),
             now: Vec::new(),
             frame: Frame { number: 0, views: vec![View::default(); specs.len()] },
+            away: 0,
             counts: Counts::default(),
         })
     }
@@ -73,10 +76,11 @@ impl Intake {
         self.counts
     }
 
-    /// Tells that the source was opened anew: its time starts again, and `lost` ticks went by meanwhile.
-    pub fn reopened(&mut self, lost: u64, emit: &mut dyn FnMut(Output)) {
+    /// Tells that the source was opened anew: its time starts again, and `lost` ticks went by meanwhile. Its next picture
+    /// comes behind a cut.
+    pub fn reopened(&mut self, lost: u64) {
         self.cadence = Cadence::default();
-        emit(Output::Cut { lost });
+        self.away = lost;
     }
 
     /// Takes the source's next picture and emits the frames that it completes, none or several.
@@ -93,6 +97,7 @@ impl Intake {
         match admission {
             Admission::Drop => {}
             Admission::Start { lost } => {
+                let lost = lost + std::mem::take(&mut self.away);
                 if self.counts.frames > 0 {
                     emit(Output::Cut { lost });
                 }
@@ -230,5 +235,30 @@ mod tests {
         assert_eq!(cuts, [245]);
         assert!(frames[5].views[0].flow.iter().all(|v| *v == 0.0));
         assert!((mean_flow(&frames[6]) - 1.0).abs() < 0.15);
+    }
+
+    #[test]
+    fn a_source_that_was_opened_anew_is_one_cut() {
+        let mut intake = Intake::new(&specs(), Region::WHOLE).unwrap();
+        let data = moving(0.0);
+        let mut seen = Vec::new();
+        let mut take = |intake: &mut Intake, millis: u64| {
+            let pixels = Pixels::Rgb(Plane { data: &data, stride: 256 * 3 });
+            let time = Duration::from_millis(millis);
+            let picture = Picture { width: 256, height: 256, time, dropped: 0, pixels };
+            intake
+                .take(&picture, &mut |o| {
+                    seen.push(match o {
+                        Output::Frame(_) => None,
+                        Output::Cut { lost } => Some(lost),
+                    });
+                })
+                .unwrap();
+        };
+        take(&mut intake, 5000);
+        intake.reopened(75);
+        take(&mut intake, 0);
+        take(&mut intake, 40);
+        assert_eq!(seen, [None, Some(75), None, None]);
     }
 }
