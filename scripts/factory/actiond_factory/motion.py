@@ -882,10 +882,24 @@ def dance(rng, seconds):
     return p.solve()
 
 
-def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
+def follow(p, total, length):
+    """Moves the body by `total` [F] metres along z; the feet catch up in steps of about `length` m."""
+    p.pelvis[:, 2] += total
+    p.pelvis[:, 1] -= 0.02 * (np.abs(total) > 0.02)
+    moving = np.abs(np.gradient(total)) > 1e-4
+    for k in (0, 1):
+        s = np.abs(total) / length + 0.5 * k
+        swing = np.clip((np.mod(s, 1.0) - 0.35) / 0.65, 0, 1)
+        stepped = np.maximum((np.floor(s) + ease(swing) - 0.5 * k) * length, 0)
+        p.foot[k][:, 2] += np.sign(total) * stepped * (np.abs(total).max() > 0.05)
+        p.foot[k][:, 1] += 0.22 * min(length, 0.6) * moving * np.sin(np.pi * swing)
+
+
+def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0, lunge=0.0):
     """Attacker at the origin facing +z. `goal` (x, y, z): where the blow lands. Returns track, contact times, end.
 
     A punch takes 0.2 to 0.35 s to land from the first movement, a kick 0.3 to 0.5, a push 0.25 to 0.5.
+    `lunge`: metres behind the origin at which the attacker stands until `onset`, to spring forward with the blow.
     """
     guard = rng.random() < 0.5 if guard is None else guard
     p = stand(rng, seconds, rest="guard" if guard and kind != "pushing" else "hang", unrest=rng.uniform(0.5, 2.0))
@@ -906,14 +920,18 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
         goal = goal + 0.0
     weights = [np.zeros_like(t), np.zeros_like(t)]
     points = [np.tile(goal, (len(t), 1)), np.tile(goal, (len(t), 1))]
+    # Somebody who springs forward puts the whole body into it, and is slower to take the arm or leg back.
+    vigour, linger = (rng.uniform(1.0, 2.2), rng.uniform(0.0, 0.3)) if lunge else (1.0, 0.0)
+    arrive = lunge / rng.uniform(1.6, 3.6)
+    now += arrive * rng.uniform(0.6, 1.0) if lunge else 0.0
     for _ in range(count):
         target = goal + rng.normal(0, 0.04, 3)
         if kind == "punching":
             wind, go, hold, back = (
-                rng.uniform(0.06, 0.2),
+                rng.uniform(0.06, 0.2) * vigour,
                 rng.uniform(0.10, 0.17),
-                rng.uniform(0.0, 0.05),
-                rng.uniform(0.14, 0.32),
+                rng.uniform(0.0, 0.05) + linger,
+                rng.uniform(0.14, 0.32) * vigour,
             )
             hit = now + wind + go
             pull = np.array(
@@ -925,15 +943,15 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
             weights[side] = np.maximum(weights[side], w)
             points[side] = np.where((t > now)[:, None], target, points[side])
             sgn = 1 if side == 0 else -1
-            p.twist += sgn * keys(t, [(now, 0), (now + wind, 0.45), (hit, -0.6), (hit + hold + back, 0)])
-            p.pitch += keys(t, [(now, 0), (hit, rng.uniform(0.05, 0.3)), (hit + back, 0)])
+            p.twist += sgn * keys(t, [(now, 0), (now + wind, 0.45 * vigour), (hit, -0.6), (hit + hold + back, 0)])
+            p.pitch += vigour * keys(t, [(now, 0), (hit, rng.uniform(0.05, 0.3)), (hit + hold + back, 0)])
             p.pelvis[:, 2] += keys(t, [(now, 0), (hit, 0.12), (hit + back + 0.1, 0)])
             now, side = hit + hold + back * rng.uniform(0.4, 1.0), 1 - side if rng.random() < 0.75 else side
         elif kind == "kicking":
             up, go, hold, back = (
                 rng.uniform(0.16, 0.3),
                 rng.uniform(0.1, 0.2),
-                rng.uniform(0, 0.06),
+                rng.uniform(0, 0.06) + linger,
                 rng.uniform(0.25, 0.45),
             )
             hit = now + up + go
@@ -970,7 +988,7 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
             raise_, go, hold, back = (
                 rng.uniform(0.12, 0.3),
                 rng.uniform(0.12, 0.25),
-                rng.uniform(0.03, 0.15),
+                rng.uniform(0.03, 0.15) + linger,
                 rng.uniform(0.25, 0.5),
             )
             hit = now + raise_ + go
@@ -983,11 +1001,17 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0):
                 weights[k] = keys(t, [(now + raise_, 0), (hit, 1), (hit + hold, 1), (hit + hold + back, 0)])
                 points[k] = np.tile(target + [0.1 * s, 0, 0.12], (len(t), 1))
             p.pitch += keys(t, [(now, 0), (now + raise_, -0.05), (hit, rng.uniform(0.15, 0.4)), (hit + hold + back, 0)])
+            p.pelvis[:, 1] -= 0.06 * (vigour - 1) * keys(t, [(now, 0), (hit, 1), (hit + hold + back, 0)])
             p.pelvis[:, 2] += keys(t, [(now, 0), (hit, rng.uniform(0.1, 0.25)), (hit + hold + back, 0.05)])
             now = hit + hold + back
         contacts.append(hit)
     for k in (0, 1):
         p.reach[k] = (weights[k], points[k])
+    if lunge:
+        retreat = rng.choice([0.0, rng.uniform(0.3, 1.0)]) * lunge
+        there = [(onset, -lunge), (onset + arrive, 0.0), (max(now, onset + arrive), 0.0)]
+        way = keys(t, [*there, (max(now, onset + arrive) + rng.uniform(0.5, 1.2), -retreat)])
+        follow(p, way, rng.uniform(0.4, 0.8))
     return p.solve(), contacts, min(float(t[-1]), now + 0.1)
 
 
@@ -1029,16 +1053,7 @@ def recoil(rng, seconds, contacts, kind, force=1.0):
             else:
                 goal = np.array([s * rng.uniform(0.3, 0.8), rng.uniform(-0.4, 0.3), rng.uniform(0.3, 0.8)])
             p.hand[k] = p.hand[k] * (1 - hold) + goal * hold
-    p.pelvis[:, 2] -= total
-    p.pelvis[:, 1] -= 0.02 * (total > 0.02)
-    # feet catch up in steps of about a quarter of a metre
-    for k in (0, 1):
-        length = 0.28
-        s = (total + 0.14 * k) / length
-        step = np.floor(s) + ease((np.mod(s, 1.0) - 0.35) / 0.65)
-        moving = (np.mod(s, 1.0) > 0.35) & (np.gradient(total) > 1e-4)
-        p.foot[k][:, 2] -= np.maximum(step * length - 0.14 * k, 0) * (total[-1] > 0.05)
-        p.foot[k][:, 1] += 0.06 * moving * np.sin(np.pi * np.clip((np.mod(s, 1.0) - 0.35) / 0.65, 0, 1))
+    follow(p, -total, 0.28)
     return p.solve()
 
 

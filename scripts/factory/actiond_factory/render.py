@@ -375,7 +375,9 @@ def frame_camera(rng, script, poses, times, width, height, margin):
         f = full_h / 2 / math.tan(fov / 2)
         dist = max(0.9, 1.75 * f / (frac * height))
         r = rng.random()
-        top = rng.uniform(0.9, 1.8) if r < 0.5 else rng.uniform(1.9, 3.4) if r < 0.9 else rng.uniform(0.25, 0.8)
+        top = rng.uniform(0.9, 1.8) if r < 0.45 else rng.uniform(1.9, 3.4) if r < 0.77 else rng.uniform(3.4, 7.5)
+        if r > 0.91:
+            top = rng.uniform(0.25, 0.8)
         if kind in ("upper", "hands"):
             top = focus[1] + rng.uniform(-0.3, 0.5)
         rise = np.clip(top - focus[1], -0.8 * dist, 0.85 * dist)

@@ -506,11 +506,13 @@ def strikes(kind):
             attacker = m.place(attacker, yaw=-m.facing(attacker[at]))
             src, subject = [captured.name], captured.subject
         else:
-            step = rng.choice([0.0, rng.uniform(0.1, 0.4)])
-            lead = approach
+            # Half of the blows come from a stand some steps away: a quarrel, not a fight at arm's length.
+            lunge = rng.uniform(0.4, 2.0) if rng.random() < 0.5 else 0.0
+            step = rng.choice([0.0, rng.uniform(0.1, 0.4)]) if not lunge else 0.0
+            lead = approach if not lunge else 0.0
             onset = rng.uniform(0.3, 1.1) if not lead else 0.25
             goal = (rng.normal(0, 0.05), height, distance - 0.1 + step)
-            attacker, contacts, end = m.strike(rng, kind, LENGTH, onset, goal, count, step=step)
+            attacker, contacts, end = m.strike(rng, kind, LENGTH, onset, goal, count, step=step, lunge=lunge)
             if lead:
                 walk = m.gait(rng, lead, rng.uniform(1.0, 2.2)).solve()
                 joined = m.chain([walk, attacker], blend=0.2)
