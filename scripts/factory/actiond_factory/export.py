@@ -14,104 +14,28 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
+from . import inception
 from .classes import LABELS
 from .data import EVALUATION_FRAMES, SIZE, Clips, held_out
-from .i3d import CHANNELS, I3D, MIXED, POOLS, Unit
-from .model import log_softmax, session, write_manifest
+from .i3d import I3D
+from .inception import CHANNELS
+from .model import default_manifest, log_softmax, session, staged
 from .train import load_run, predict
 
-OPSET = 17
-POOL_BEFORE = {
-    "Conv3d_2b_1x1": "MaxPool3d_2a_3x3",
-    "Mixed_3b": "MaxPool3d_3a_3x3",
-    "Mixed_4b": "MaxPool3d_4a_3x3",
-    "Mixed_5b": "MaxPool3d_5a_2x2",
-}
 TOLERANCE = 1e-4
-
-
-class Graph:
-    """An ONNX graph that grows at its end; every method adds a node and returns the name of its output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def node(self, kind: str, name: str, inputs: list[str], **attributes: object) -> str:
-        """Any node; its output is called as the node is."""
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def weight(self, name: str, value: np.ndarray) -> str:
-        """An initializer."""
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
-        return name
-
-    def convolution(self, name: str, x: str, weight: np.ndarray, bias: np.ndarray, stride: int = 1) -> str:
-        """A cubic convolution with SAME padding."""
-        return self.node(
-            "Conv",
-            name,
-            [x, self.weight(f"{name}/weight", weight), self.weight(f"{name}/bias", bias)],
-            kernel_shape=list(weight.shape[2:]),
-            strides=[stride] * 3,
-            auto_pad="SAME_UPPER",
-        )
-
-    def unit(self, name: str, x: str, unit: Unit) -> str:
-        """Convolution, folded batch norm, ReLU."""
-        weight, bias = (value.detach().numpy() for value in unit.folded())
-        return self.node("Relu", f"{name}/Relu", [self.convolution(name, x, weight, bias, unit.stride)])
-
-    def max_pool(self, name: str, x: str, kernel: tuple[int, ...], stride: tuple[int, ...]) -> str:
-        """A max pool with SAME padding, which ONNX leaves out of the maximum."""
-        return self.node("MaxPool", name, [x], kernel_shape=list(kernel), strides=list(stride), auto_pad="SAME_UPPER")
 
 
 def build(net: I3D, temperature: float = 1.0) -> onnx.ModelProto:
     """The network as ONNX; its logits are divided by `temperature`, in the weights of the last convolution."""
-    graph = Graph()
-    x = "input"
-    for name in ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"):
-        if name in POOL_BEFORE:
-            x = graph.max_pool(POOL_BEFORE[name], x, *POOLS[POOL_BEFORE[name]])
-        x = graph.unit(name, x, getattr(net, name))
-    for name in MIXED:
-        if name in POOL_BEFORE:
-            x = graph.max_pool(POOL_BEFORE[name], x, *POOLS[POOL_BEFORE[name]])
-        mixed = net.mixed[name]
-        outputs = []
-        for branch in ("Branch_0", "Branch_1", "Branch_2", "Branch_3"):
-            y = x
-            if branch == "Branch_3":
-                y = graph.max_pool(f"{name}/{branch}/MaxPool3d_0a_3x3", y, (3, 3, 3), (1, 1, 1))
-            for part, unit in getattr(mixed, branch).items():
-                y = graph.unit(f"{name}/{branch}/{part}", y, unit)
-            outputs.append(y)
-        x = graph.node("Concat", name, outputs, axis=1)
-    edge = SIZE // 32
-    x = graph.node("AveragePool", "Logits/AvgPool3d_0a_7x7", [x], kernel_shape=[2, edge, edge], strides=[1, 1, 1])
-    weight = net.logits.weight.detach().numpy() / temperature
-    bias = net.logits.bias.detach().numpy() / temperature
-    x = graph.convolution("Logits/Conv3d_0c_1x1", x, weight, bias)
-    graph.node("ReduceMean", "logits", [x], axes=[2, 3, 4], keepdims=0)
-    classes = len(bias)
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            f"i3d_{net.stream}",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, CHANNELS[net.stream], "T", SIZE, SIZE])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes])],
-            graph.weights,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        producer_name="actiond_factory",
-        ir_version=8,
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    units = dict(net.units())
+
+    def weights(name: str) -> tuple[np.ndarray, np.ndarray]:
+        weight, bias = units[name].folded()
+        return weight.detach().numpy(), bias.detach().numpy()
+
+    logits = (net.logits.weight.detach().numpy() / temperature, net.logits.bias.detach().numpy() / temperature)
+    return inception.i3d(net.stream, SIZE, weights, logits).model()
 
 
 @torch.no_grad()
@@ -164,14 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Runs `export`."""
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
     clips = Clips(args.data)
     clips.rescan()
     # Every third held-out clip sets temperatures, weights and thresholds; the rest is what the accuracy is told of.
     indices = held_out(clips, args.clips)
     labels = clips.labels[indices]
     tuned = np.arange(len(indices)) % 3 == 0
-    logits = {}
+    logits, graphs = {}, {}
     for stream in ("rgb", "flow"):
         net, _, progress = load_run(getattr(args, stream))
         raw = predict(net, clips, indices, EVALUATION_FRAMES)
@@ -180,8 +103,7 @@ def main(args: argparse.Namespace) -> int:
         worst = max(difference(net, build(net), frames) for frames in (EVALUATION_FRAMES, 79))
         if worst > TOLERANCE:
             raise RuntimeError(f"{stream}: ONNX Runtime differs from torch by {worst}")
-        onnx.save(build(net, temperature), args.out / f"{stream}.onnx")
-        (args.out / f"{stream}.int8.onnx").unlink(missing_ok=True)
+        graphs[stream] = build(net, temperature)
         print(
             f"{stream}: {progress['presentations']} presentations, {progress['minutes']:.1f} min, held-out "
             f"{(raw.argmax(1) == labels).mean():.3f}, temperature {temperature:.2f}, torch and ONNX within {worst:.1e}"
@@ -193,7 +115,12 @@ def main(args: argparse.Namespace) -> int:
         for index, label in enumerate(LABELS)
         if index
     }
-    write_manifest(args.out, {"rgb": share, "flow": 1 - share}, starts)
+    with staged(args.out) as folder:
+        for stream, graph in graphs.items():
+            onnx.save(graph, folder / f"{stream}.onnx")
+            # What was quantized from other weights is no longer this model.
+            (folder / f"{stream}.int8.onnx").unlink(missing_ok=True)
+        default_manifest({"rgb": share, "flow": 1 - share}, starts).write(folder)
     report(logits, fused, labels, ~tuned, share)
     return 0
 

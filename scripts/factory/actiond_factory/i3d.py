@@ -13,28 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPSILON = 1e-3
-CHANNELS = {"rgb": 3, "flow": 2}
+from .inception import CHANNELS, MIXED, POOLS
 
-# Mixed units: channels of Branch_0 (1x1), Branch_1 (1x1 then 3x3), Branch_2 (1x1 then 3x3), Branch_3 (pool then 1x1).
-MIXED = {
-    "Mixed_3b": (64, 96, 128, 16, 32, 32),
-    "Mixed_3c": (128, 128, 192, 32, 96, 64),
-    "Mixed_4b": (192, 96, 208, 16, 48, 64),
-    "Mixed_4c": (160, 112, 224, 24, 64, 64),
-    "Mixed_4d": (128, 128, 256, 24, 64, 64),
-    "Mixed_4e": (112, 144, 288, 32, 64, 64),
-    "Mixed_4f": (256, 160, 320, 32, 128, 128),
-    "Mixed_5b": (256, 160, 320, 32, 128, 128),
-    "Mixed_5c": (384, 192, 384, 48, 128, 128),
-}
-# What stands before each block of mixed units: name, kernel and stride (time, height, width).
-POOLS = {
-    "MaxPool3d_2a_3x3": ((1, 3, 3), (1, 2, 2)),
-    "MaxPool3d_3a_3x3": ((1, 3, 3), (1, 2, 2)),
-    "MaxPool3d_4a_3x3": ((3, 3, 3), (2, 2, 2)),
-    "MaxPool3d_5a_2x2": ((2, 2, 2), (2, 2, 2)),
-}
+EPSILON = 1e-3
 AUXILIARY_AT = "Mixed_3c"
 
 

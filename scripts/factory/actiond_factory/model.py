@@ -1,6 +1,12 @@
 """A model's folder: its manifest, its checksums, and its graphs run by ONNX Runtime. Needs no torch."""
 
 import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,70 +43,141 @@ def sha256(path: Path) -> str:
 def files_toml(out: Path, stream: str) -> str:
     """The [[stream.file]] tables of the files of a stream that lie in `out`."""
     tables = ""
-    for precision, name in (("f32", f"{stream}.onnx"), ("int8", f"{stream}.int8.onnx")):
+    for precision, name in (("f32", f"{stream}.onnx"), ("f16", f"{stream}.f16.onnx"), ("int8", f"{stream}.int8.onnx")):
         if (out / name).exists():
             digest = sha256(out / name)
             tables += f'\n[[stream.file]]\nprecision = "{precision}"\npath = "{name}"\nsha256 = "{digest}"\n'
     return tables
 
 
-def stream_toml(out: Path, stream: str) -> str:
-    """A [[stream]] table with every file of the stream that lies in `out`."""
-    flow = f"""bound = {BOUND}
-flow = {{ algorithm = "dis", preset = "fast", finest_scale = 1, refinement = 0, upscale = 2 }}
-"""
-    return f"""
+@dataclass(frozen=True)
+class Stream:
+    """A [[stream]] table: see the daemon's `src/model/mod.rs` for what each key means."""
+
+    name: str
+    kind: str
+    size: tuple[int, int]
+    frames: int = EVALUATION_FRAMES
+    step: int = 1
+    stack: int = 1
+    fit: str = "squeeze"
+    layout: str = "NCTHW"
+    bound: float | None = None
+    """pixels of flow that become the ends of the range; None where there is no flow"""
+    flow: dict[str, str | int] = field(default_factory=dict)
+    state: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    """(input, output, shape) of each tensor carried from step to step"""
+
+    def toml(self, out: Path) -> str:
+        """The table, with every file of the stream that lies in `out`."""
+        text = f"""
 [[stream]]
-name = "{stream}"
-kind = "{stream}"
-frames = {EVALUATION_FRAMES}
-step = 1
-size = [{SIZE}, {SIZE}]
-fit = "squeeze"
-layout = "NCTHW"
+name = "{self.name}"
+kind = "{self.kind}"
+frames = {self.frames}
+step = {self.step}
+size = [{self.size[0]}, {self.size[1]}]
+fit = "{self.fit}"
+layout = "{self.layout}"
 input = "input"
 output = "logits"
 dtype = "f32"
 range = [-1.0, 1.0]
-{flow if stream == "flow" else ""}{files_toml(out, stream)}"""
+"""
+        if self.stack != 1:
+            text += f"stack = {self.stack}\n"
+        if self.bound is not None:
+            text += f"bound = {self.bound}\n"
+        if self.flow:
+            text += f"flow = {{ {', '.join(f'{key} = {json.dumps(value)}' for key, value in self.flow.items())} }}\n"
+        for name, output, shape in self.state:
+            text += f'\n[[stream.state]]\ninput = "{name}"\noutput = "{output}"\nshape = {list(shape)}\n'
+        return text + files_toml(out, self.name)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `model.toml` says besides the files' checksums."""
+
+    name: str
+    architecture: str
+    licence: str
+    source: str
+    labels: list[str]
+    streams: list[Stream]
+    rule: str = "probabilities"
+    weights: dict[str, float] = field(default_factory=dict)
+    background: str | None = None
+    decision: str = ""
+    """the [decision] tables, as TOML"""
+    version: str = "1"
+
+    def write(self, out: Path) -> None:
+        """model.toml and labels.txt for the files `<stream>.onnx`, `.f16.onnx` and `.int8.onnx` that lie in `out`."""
+        (out / "labels.txt").write_text("".join(f"{label}\n" for label in self.labels))
+        strings = ("name", "version", "architecture", "licence", "source")
+        text = "".join(f"{key} = {json.dumps(getattr(self, key), ensure_ascii=False)}\n" for key in strings)
+        text += 'fps = 25\nlabels = "labels.txt"\n'
+        if self.background is not None:
+            text += f"background = {json.dumps(self.background, ensure_ascii=False)}\n"
+        text += f'\n[fusion]\nrule = "{self.rule}"\n'
+        if self.weights:
+            shares = ", ".join(f"{name} = {share:.2f}" for name, share in self.weights.items())
+            text += f"weights = {{ {shares} }}\n"
+        text += "".join(stream.toml(out) for stream in self.streams)
+        (out / "model.toml").write_text(text + (f"\n{self.decision}" if self.decision else ""))
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out` once the block ends well; files of `out` are in it already.
+
+    Whatever goes wrong before leaves `out` as it was: half a model is never seen.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
+    try:
+        if out.exists():
+            shutil.copytree(out, part)
+        else:
+            part.mkdir()
+        yield part
+        if out.exists():
+            out.rename(old)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 # A fall is over in a second and drowns in a mean; walking goes on, and its mean is steadier than its peaks.
 SHORT = ("jumping", "sitting down", "standing up", "picking up", "falling", "punching", "kicking", "pushing")
+DIS = {"algorithm": "dis", "preset": "fast", "finest_scale": 1, "refinement": 0, "upscale": 2}
 
 
-def write_manifest(out: Path, weights: dict[str, float], starts: dict[str, float]) -> None:
-    """model.toml and labels.txt for the files that lie in `out`.
+def default_manifest(weights: dict[str, float], starts: dict[str, float]) -> Manifest:
+    """The default model's.
 
     `weights`: each stream's share of the fused probabilities; `starts`: start thresholds of labels that need another
     than the default.
     """
-    (out / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
-    decisions = ""
+    decision = "[decision]\nstart = 0.5\nend = 0.3\nsmooth_hops = 2\nmin_hops = 1\n"
     for label in LABELS[1:]:
         by = "peak" if label in SHORT else "mean"
         start = starts.get(label, 0.5)
         key = label if label.isidentifier() else f'"{label}"'
-        decisions += f'\n[decision.label.{key}]\nby = "{by}"\nstart = {start:.2f}\n'
-    (out / "model.toml").write_text(f"""name = "actiond-compact-i3d"
-version = "1"
-architecture = "two-stream-i3d"
-licence = "MIT"
-source = "trained by this project on rendered motion capture; see CARD.md"
-fps = 25
-labels = "labels.txt"
-background = "nothing"
-
-[fusion]
-rule = "probabilities"
-weights = {{ rgb = {weights["rgb"]:.2f}, flow = {weights["flow"]:.2f} }}
-{stream_toml(out, "rgb")}{stream_toml(out, "flow")}
-[decision]
-start = 0.5
-end = 0.3
-smooth_hops = 2
-min_hops = 1
-{decisions}""")
+        decision += f'\n[decision.label.{key}]\nby = "{by}"\nstart = {start:.2f}\n'
+    return Manifest(
+        name="actiond-compact-i3d",
+        architecture="two-stream-i3d",
+        licence="MIT",
+        source="trained by this project on rendered motion capture; see CARD.md",
+        labels=LABELS,
+        background="nothing",
+        weights=weights,
+        streams=[Stream("rgb", "rgb", (SIZE, SIZE)), Stream("flow", "flow", (SIZE, SIZE), bound=BOUND, flow=DIS)],
+        decision=decision,
+    )
 
 
 def refresh_manifest(out: Path) -> None:
