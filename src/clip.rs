@@ -78,16 +78,21 @@ impl Clip {
         Ok(sum)
     }
 
-    /// The logits of the dense window at every hop, as the daemon sees it.
+    /// The logits of the dense window at every hop, as the daemon sees it; see [`Clip::ends`] for where each one ends.
     pub fn windows(&self, model: &Model, network: &mut dyn Network, hop: usize) -> Result<Vec<Logits>> {
-        let n = self.frames.len();
-        let window = window(model);
         network.reset(Lane(0));
-        let mut ends: Vec<usize> = (window..=n).step_by(hop).collect();
+        let window = window(model).max(1);
+        self.ends(model, hop).iter().map(|&end| self.score(model, network, end, window, false)).collect()
+    }
+
+    /// One past the last frame of each window: every `hop` frames from the first full one on, and at the clip's end.
+    pub fn ends(&self, model: &Model, hop: usize) -> Vec<usize> {
+        let n = self.frames.len();
+        let mut ends: Vec<usize> = (window(model)..=n).step_by(hop).collect();
         if ends.last() != Some(&n) {
             ends.push(n);
         }
-        ends.iter().map(|&end| self.score(model, network, end, window.max(1), false)).collect()
+        ends
     }
 
     fn score(

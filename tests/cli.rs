@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
 };
 
@@ -74,7 +74,7 @@ fn demo_events() -> &'static Vec<Value> {
 
 #[test]
 fn the_demo_shows_every_action_and_nothing_that_is_not_there() {
-    let timeline = root().join("demo/timeline.tsv");
+    let timeline = root().join("demo/demo.tsv");
     let output = actiond(&[
         "run",
         "--source",
@@ -224,7 +224,7 @@ fn infer_prints_one_json_document_and_the_backends_agree() {
 #[test]
 fn eval_scores_a_folder_of_labelled_clips() {
     let folder = tempfile::tempdir().unwrap();
-    let truth = fs::read_to_string(root().join("demo/timeline.tsv")).unwrap();
+    let truth = fs::read_to_string(root().join("demo/demo.tsv")).unwrap();
     let mut clips = 0;
     for (i, line) in truth.lines().skip(1).enumerate() {
         let mut cells = line.split('\t');
@@ -255,6 +255,51 @@ fn eval_scores_a_folder_of_labelled_clips() {
     assert_eq!(counted, clips);
     assert!(report["top5"]["fused"].as_f64() >= report["top1"]["fused"].as_f64());
     assert!(image::open(png).unwrap().width() > 300);
+}
+
+#[test]
+fn eval_holds_events_against_a_timeline() {
+    let output = actiond(&["eval", "models/default", root().join("demo").to_str().unwrap(), "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let actions = fs::read_to_string(root().join("demo/demo.tsv")).unwrap().lines().skip(1).count();
+    let events = &report["events"];
+    assert_eq!((report["clips"].as_u64(), events["clips"].as_u64()), (Some(0), Some(1)), "{report}");
+    assert_eq!(events["actions"], actions);
+    // The same windows and the same decisions as the daemon's.
+    assert_eq!(events["found"], actions);
+    let ended = ended(demo_events()).len() as u64;
+    assert_eq!(events["found"].as_u64().unwrap() + events["extra"].as_u64().unwrap(), ended);
+    let delay = &events["delay_s"];
+    let (p50, p90) = (delay["p50"].as_f64().unwrap(), delay["p90"].as_f64().unwrap());
+    // No window can tell before the action is there, and none is longer than 2.56 s.
+    assert!(0.0 < p50 && p50 <= p90 && p90 < 2.56 + 0.32, "{delay}");
+
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(demo(), folder.path().join("a.mp4")).unwrap();
+    fs::write(folder.path().join("a.tsv"), "label\tstart_s\tend_s\nwalking\tsoon\t3\n").unwrap();
+    let output = actiond(&["eval", "models/default", folder.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("a.tsv:2: expected label, start_s and end_s"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let clip = demo();
+    let clip = clip.to_str().unwrap();
+    for command in [vec!["infer", "models/default", clip, "--backend", "tract"], vec!["doctor"]] {
+        let mut child = Command::new(ACTIOND)
+            .args(&command)
+            .current_dir(root())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(!stderr(&output).contains("panicked"), "{command:?}: {}", stderr(&output));
+        assert_ne!(output.status.code(), Some(101), "{command:?}");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&plan.model)?;
     Decider::new(&model, &plan.events, plan.hop)
         .map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
-    println!(
+    super::say(&format!(
         "{}: good. {} camera{}, model {} ({} labels), {} windows, a hop of {} frames.",
         args.config.display(),
         plan.cameras.len(),
@@ -30,8 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
         model.labels.len(),
         plan.mode.name(),
         plan.hop,
-    );
-    Ok(())
+    ))
 }
 
 /// Reads a config; where it has errors, prints all but the last, which is returned.

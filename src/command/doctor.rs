@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{IsTerminal, Write as _},
+    io::IsTerminal,
     path::{Path, PathBuf},
 };
 
@@ -100,22 +100,14 @@ pub fn run(args: &Args) -> Result<()> {
     let bad = findings.iter().filter(|f| f.state == State::Bad).count();
     if args.json {
         let report = Report { version: env!("CARGO_PKG_VERSION"), ready: bad == 0, findings: &findings };
-        say(&(serde_json::to_string(&report).map_err(|e| Error::internal("JSON").caused_by(e))? + "\n"))?;
+        super::say_json(&report)?;
     } else {
-        say(&table(&findings, std::io::stdout().is_terminal()))?;
+        super::say(&table(&findings, std::io::stdout().is_terminal()))?;
     }
     match bad {
         0 => Ok(()),
         1 => Err(Error::unavailable("one thing that actiond needs is missing here")),
         _ => Err(Error::unavailable(format!("{bad} things that actiond needs are missing here"))),
-    }
-}
-
-/// Prints; a reader that has seen enough (`| head`) is no error.
-fn say(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::internal("cannot print").caused_by(e)),
-        _ => Ok(()),
     }
 }
 

@@ -10,9 +10,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
-    clip::{Clip, clip_scores, fused, ranked},
+    cadence::FPS,
+    clip::{self, Clip, clip_scores, fused, ranked},
+    command::{
+        say, say_json,
+        timeline::{self, Seen, Truth},
+    },
     config::DEFAULT_HOP,
-    decide,
+    decide::{self, Decider, HopScores, Phase},
     error::{Error, Result},
     inference::{self, LoadOptions},
     model::{By, Model, Precision},
@@ -24,7 +29,13 @@ DIR holds one folder a label, named as the model's labels are (case, `_` and `-`
 A clip's score for a label is that of the whole video; for labels that the manifest decides by their peak it is the
 highest of any window, since averaged over a long clip a short action drowns.
 
-Example: actiond eval models/default clips/ --json --png confusion.png")]
+Where a timeline lies beside a clip (`door.tsv` beside `door.mp4`: a heading, then label, start_s and end_s separated by
+tabs), the clip's events are decided as `run` would and held against it: how many of the actions were found, how many
+events were of something else, and how long after an action's true start its event came (video time alone: what the
+computing takes is `bench`'s). Such clips may also lie in DIR itself.
+
+Examples: actiond eval models/default clips/ --json --png confusion.png
+          actiond eval models/default demo/")]
 pub struct Args {
     /// The model's folder.
     model: PathBuf,
@@ -59,12 +70,33 @@ struct Report {
     labels: Vec<String>,
     /// `confusion[true][answered]`, fused.
     confusion: Vec<Vec<u32>>,
+    /// Of the clips that have a timeline.
+    events: Option<Events>,
     /// Each clip with its true label and what was answered, best first.
     answers: Vec<Answer>,
     /// Files that could not be read, and why.
     unread: Vec<Unread>,
     /// Folders that are no label of the model.
     unknown: Vec<String>,
+}
+
+/// Events against the timelines.
+#[derive(Debug, Default, Serialize)]
+struct Events {
+    clips: usize,
+    actions: usize,
+    found: usize,
+    /// Events of what was not there.
+    extra: usize,
+    /// From an action's true start to the last frame of the hop that told of it.
+    delay_s: Option<Delay>,
+}
+
+#[derive(Debug, Serialize)]
+struct Delay {
+    mean: f64,
+    p50: f64,
+    p90: f64,
 }
 
 #[derive(Serialize)]
@@ -92,7 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if clips.is_empty() {
         return Err(Error::config(format!(
-            "{}: no folder in it is named as one of the model's labels ({})",
+            "{}: no clip with a timeline is in it, and no folder is named as one of the model's labels ({})",
             args.dir.display(),
             model.labels.join(", ")
         )));
@@ -110,19 +142,21 @@ pub fn run(args: &Args) -> Result<()> {
         top5: BTreeMap::new(),
         labels: model.labels.clone(),
         confusion: vec![vec![0; model.labels.len()]; model.labels.len()],
+        events: None,
         answers: Vec::new(),
         unread: Vec::new(),
         unknown,
     };
+    let (mut timed, mut delays) = (Events::default(), Vec::new());
     let bar = ProgressBar::new(clips.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} clips, {eta} to go  {msg}") {
         bar.set_style(style);
     }
     for (path, label) in clips {
         bar.set_message(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        let scored = score(&path, &model, network.as_mut(), &by, usize::from(args.hop));
+        let scored = score(&path, label, &model, network.as_mut(), &by, usize::from(args.hop));
         bar.inc(1);
-        let scored = match scored {
+        let Scored { scores: scored, truths, seen } = match scored {
             Ok(scored) => scored,
             Err(e) => {
                 bar.suspend(|| log::warn!("{e}"));
@@ -130,6 +164,10 @@ pub fn run(args: &Args) -> Result<()> {
                 continue;
             }
         };
+        if !truths.is_empty() {
+            timed.add(&truths, &seen, &mut delays);
+        }
+        let Some(label) = label else { continue };
         report.clips += 1;
         for (scores, right) in scored.iter().zip(&mut right) {
             let order = ranked(scores);
@@ -143,14 +181,18 @@ pub fn run(args: &Args) -> Result<()> {
         report.answers.push(Answer { clip: path, label: model.labels[label].clone(), top });
     }
     bar.finish_and_clear();
-    if report.clips == 0 {
+    if timed.clips > 0 {
+        timed.delay_s = Delay::of(delays);
+        report.events = Some(timed);
+    }
+    if report.clips == 0 && report.events.is_none() {
         return Err(Error::config(format!(
             "{}: none of the {} clips could be read",
             args.dir.display(),
             report.unread.len()
         )));
     }
-    for (name, [one, five]) in names.iter().zip(&right) {
+    for (name, [one, five]) in names.iter().zip(&right).filter(|_| report.clips > 0) {
         report.top1.insert(name.clone(), f64::from(*one) / report.clips as f64);
         report.top5.insert(name.clone(), f64::from(*five) / report.clips as f64);
     }
@@ -158,38 +200,109 @@ pub fn run(args: &Args) -> Result<()> {
         confusion_png(&report, png)?;
     }
     if args.json {
-        println!("{}", serde_json::to_string(&report).map_err(|e| Error::internal("JSON").caused_by(e))?);
-    } else {
-        print(&report, &names);
+        return say_json(&report);
     }
-    Ok(())
+    say(&table(&report, &names))
 }
 
-/// Scores of one clip for each stream, then fused.
+impl Events {
+    fn add(&mut self, truths: &[Truth], seen: &[(Seen, f64)], delays: &mut Vec<f64>) {
+        let events: Vec<Seen> = seen.iter().map(|(seen, _)| seen.clone()).collect();
+        let matched = timeline::matched(truths, &events);
+        self.clips += 1;
+        self.actions += truths.len();
+        self.extra += matched.extra.len();
+        for (truth, event) in truths.iter().zip(matched.found) {
+            if let Some(event) = event {
+                self.found += 1;
+                delays.push(seen[event].1 - truth.start_s);
+            }
+        }
+    }
+}
+
+impl Delay {
+    fn of(mut delays: Vec<f64>) -> Option<Delay> {
+        delays.sort_by(f64::total_cmp);
+        let last = delays.len().checked_sub(1)?;
+        // Nearest rank.
+        let at = |p: f64| delays[((delays.len() as f64 * p).ceil() as usize).saturating_sub(1).min(last)];
+        Some(Delay { mean: delays.iter().sum::<f64>() / delays.len() as f64, p50: at(0.5), p90: at(0.9) })
+    }
+}
+
+/// What a clip came to.
+struct Scored {
+    /// Of each stream, then fused.
+    scores: Vec<Vec<f32>>,
+    /// The clip's timeline, if it has one.
+    truths: Vec<Truth>,
+    /// Its events, each with the time (s) of the last frame of the hop that told of it; only where there is a timeline.
+    seen: Vec<(Seen, f64)>,
+}
+
 fn score(
     path: &Path,
+    label: Option<usize>,
     model: &Model,
     network: &mut dyn inference::Network,
     by: &[By],
     hop: usize,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Scored> {
+    let beside = path.with_extension(TIMELINE);
+    let truths = if beside.is_file() { timeline::read(&beside)? } else { Vec::new() };
     let clip = Clip::read(path, model)?;
-    if !by.contains(&By::Peak) {
+    if label.is_some() && truths.is_empty() && !by.contains(&By::Peak) {
         let video = fused(model, &clip.whole_video(model, network, hop)?)?;
-        return Ok(video.streams.into_iter().chain([video.fused]).collect());
+        let scores = video.streams.into_iter().chain([video.fused]).collect();
+        return Ok(Scored { scores, truths, seen: Vec::new() });
     }
-    let mut windows: Vec<Vec<Vec<f32>>> = vec![Vec::new(); model.manifest.streams.len() + 1];
-    for logits in clip.windows(model, network, hop)? {
-        let scores = fused(model, &logits)?;
-        for (all, one) in windows.iter_mut().zip(scores.streams.into_iter().chain([scores.fused])) {
-            all.push(one);
+    let logits = clip.windows(model, network, hop)?;
+    let windows = logits.iter().map(|l| fused(model, l)).collect::<Result<Vec<decide::Scores>>>()?;
+    let mut scores: Vec<Vec<Vec<f32>>> = vec![Vec::new(); model.manifest.streams.len() + 1];
+    for window in &windows {
+        for (all, one) in scores.iter_mut().zip(window.streams.iter().chain([&window.fused])) {
+            all.push(one.clone());
         }
     }
-    Ok(windows.iter().map(|w| clip_scores(w, by)).collect())
+    let seen = if truths.is_empty() { Vec::new() } else { events(model, hop, &windows, &clip.ends(model, hop))? };
+    Ok(Scored { scores: scores.iter().map(|w| clip_scores(w, by)).collect(), truths, seen })
 }
 
-/// Clips with the numbers of their labels.
-type Labelled = Vec<(PathBuf, usize)>;
+/// Decides a clip's windows as `run` does: events, each with the time at which it was told of.
+fn events(model: &Model, hop: usize, windows: &[decide::Scores], ends: &[usize]) -> Result<Vec<(Seen, f64)>> {
+    let seconds = |frame: u64| frame as f64 / FPS as f64;
+    let mut decider = Decider::new(model, &Default::default(), hop)?;
+    let mut open = vec![None; model.labels.len()];
+    let mut seen = Vec::new();
+    let mut take = |changes: &[decide::Change], last: u64| {
+        for change in changes {
+            match (change.phase, change.end_frame) {
+                (Phase::Start, _) => open[change.label] = Some(seconds(last)),
+                (Phase::End, Some(end)) => {
+                    let label = model.labels[change.label].clone();
+                    let (start_s, end_s) = (seconds(change.start_frame), seconds(end));
+                    let told = open[change.label].take().unwrap_or(start_s);
+                    seen.push((Seen { label, start_s, end_s, peak: change.peak }, told));
+                }
+                _ => {}
+            }
+        }
+    };
+    let reach = clip::window(model);
+    for (scores, &end) in windows.iter().zip(ends) {
+        let (first_frame, last_frame) = (end.saturating_sub(reach) as u64, end as u64 - 1);
+        take(decider.step(&HopScores { first_frame, last_frame, scores }), last_frame);
+    }
+    let last = *ends.last().unwrap_or(&1) as u64 - 1;
+    take(decider.finish(last), last);
+    Ok(seen)
+}
+
+const TIMELINE: &str = "tsv";
+
+/// Clips with the numbers of their labels; without one where only a timeline tells what is in it.
+type Labelled = Vec<(PathBuf, Option<usize>)>;
 
 /// The clips, and the folders that are no label.
 fn collect(dir: &Path, model: &Model) -> Result<(Labelled, Vec<String>)> {
@@ -202,24 +315,31 @@ fn collect(dir: &Path, model: &Model) -> Result<(Labelled, Vec<String>)> {
         Ok(paths)
     };
     let plain = |name: &str| name.to_lowercase().replace(['_', '-'], " ");
-    let (mut clips, mut unknown) = (Vec::new(), Vec::new());
-    for folder in listed(dir)?.into_iter().filter(|p| p.is_dir()) {
+    let (mut clips, mut unknown): (Labelled, _) = (Vec::new(), Vec::new());
+    let clip = |path: &PathBuf| path.extension().is_none_or(|e| e != TIMELINE);
+    let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = listed(dir)?.into_iter().partition(|p| p.is_dir());
+    clips.extend(files.into_iter().filter(|p| clip(p) && p.with_extension(TIMELINE).is_file()).map(|p| (p, None)));
+    for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match model.labels.iter().position(|l| plain(l) == plain(&name)) {
-            Some(label) => clips.extend(listed(&folder)?.into_iter().map(|path| (path, label))),
+            Some(label) => clips.extend(listed(&folder)?.into_iter().filter(clip).map(|path| (path, Some(label)))),
             None => unknown.push(name),
         }
     }
     Ok((clips, unknown))
 }
 
-fn print(report: &Report, names: &[String]) {
-    println!("{} clips, {} on {}\n", report.clips, report.model, report.backend);
-    println!("  {:<8} {:>7} {:>7}", "", "top-1", "top-5");
-    for name in names {
-        println!("  {name:<8} {:>5.1} % {:>5.1} %", report.top1[name] * 100.0, report.top5[name] * 100.0);
+fn table(report: &Report, names: &[String]) -> String {
+    let mut lines = Vec::new();
+    if report.clips > 0 {
+        lines.push(format!("{} clips, {} on {}\n", report.clips, report.model, report.backend));
+        lines.push(format!("  {:<8} {:>7} {:>7}", "", "top-1", "top-5"));
+        for name in names {
+            let (one, five) = (report.top1[name] * 100.0, report.top5[name] * 100.0);
+            lines.push(format!("  {name:<8} {one:>5.1} % {five:>5.1} %"));
+        }
+        lines.push("\n  fused, by label".into());
     }
-    println!("\n  fused, by label");
     for (label, row) in report.labels.iter().zip(&report.confusion) {
         let total: u32 = row.iter().sum();
         if total == 0 {
@@ -230,11 +350,22 @@ fn print(report: &Report, names: &[String]) {
             row.iter().copied().zip(&report.labels).filter(|(n, l)| *n > 0 && *l != label).collect();
         others.sort_by(|a, b| b.cmp(a));
         let others: Vec<String> = others.iter().map(|(n, l)| format!("{l} {n}")).collect();
-        println!("  {label:<16} {own:>4} of {total:<4} {}", others.join(", "));
+        lines.push(format!("  {label:<16} {own:>4} of {total:<4} {}", others.join(", ")));
     }
-    for u in &report.unread {
-        println!("\n  not read: {}: {}", u.clip.display(), u.why);
+    if let Some(events) = &report.events {
+        lines.push(format!(
+            "\n  events: {} of {} actions found in {} clips with a timeline, {} of what was not there",
+            events.found, events.actions, events.clips, events.extra
+        ));
+        if let Some(delay) = &events.delay_s {
+            lines.push(format!(
+                "  told {:.2} s after an action's start in the mean, {:.2} s at p50, {:.2} s at p90",
+                delay.mean, delay.p50, delay.p90
+            ));
+        }
     }
+    lines.extend(report.unread.iter().map(|u| format!("\n  not read: {}: {}", u.clip.display(), u.why)));
+    lines.join("\n")
 }
 
 /// A cell in pixels, and the room for the labels beside and above.
@@ -314,6 +445,7 @@ mod tests {
             top5: BTreeMap::new(),
             labels: vec!["walking".into(), "falling".into()],
             confusion: vec![vec![2, 0], vec![1, 0]],
+            events: None,
             answers: Vec::new(),
             unread: Vec::new(),
             unknown: Vec::new(),

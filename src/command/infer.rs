@@ -81,13 +81,13 @@ pub fn run(args: &Args) -> Result<()> {
         fused: Scored { logits: fused_logits, top: top(&scores.fused) },
     };
     if args.json {
-        println!("{}", serde_json::to_string(&report).map_err(|e| crate::error::Error::internal("JSON").caused_by(e))?);
-        return Ok(());
+        return super::say_json(&report);
     }
-    println!("{}: {} frames at 25 fps, {} on {backend}", args.clip.display(), report.frames, report.model);
+    let (frames, model) = (report.frames, &report.model);
+    let mut lines = vec![format!("{}: {frames} frames at 25 fps, {model} on {backend}", args.clip.display())];
     for (name, scored) in report.streams.iter().map(|(n, s)| (n.as_str(), s)).chain([("fused", &report.fused)]) {
         let line: Vec<String> = scored.top.iter().map(|t| format!("{} {:.1} %", t.label, t.score * 100.0)).collect();
-        println!("  {name:<6} {}", line.join("   "));
+        lines.push(format!("  {name:<6} {}", line.join("   ")));
     }
-    Ok(())
+    super::say(&lines.join("\n"))
 }

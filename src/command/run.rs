@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     result?;
     if let Some(truths) = truths {
-        println!("\n{}", timeline::compare(&truths, &output.ended));
+        super::say(&format!("\n{}", timeline::compare(&truths, &output.ended)))?;
     }
     // The others went on; now the first that could not work decides the exit code.
     match handles.iter().find_map(|c| c.status(|s| s.failed.take())) {

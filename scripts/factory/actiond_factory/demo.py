@@ -1,6 +1,6 @@
 """Render the demo clip, about a minute of one held-out person's day in three scenes, and its true timeline.
 
-Writes DIR/demo.mp4 (640x360, 30 fps, H.264) and DIR/timeline.tsv (label, start_s, end_s: the actions; the rest is
+Writes DIR/demo.mp4 (640x360, 30 fps, H.264) and DIR/demo.tsv (label, start_s, end_s: the actions; the rest is
 `nothing`). Captures are of test subjects only, procedural motion of seeds that no shard uses.
 
 Example:
@@ -187,7 +187,7 @@ def looks(rng):
 
 def add_arguments(parser):
     """Command line of `demo`."""
-    parser.add_argument("--out", required=True, help="folder for demo.mp4 and timeline.tsv")
+    parser.add_argument("--out", required=True, help="folder for demo.mp4 and demo.tsv")
     parser.add_argument("--mocap", required=True, help="folder with classes.tsv and the bvh archives")
     parser.add_argument("--animations", required=True, help="folder with the animation GLBs")
     parser.add_argument("--cache", help="file of motions that `render` keeps, to save a minute")
@@ -223,5 +223,5 @@ def main(args):
     out.stdin.close()
     if out.wait():
         raise RuntimeError("ffmpeg failed")
-    (folder / "timeline.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "demo.tsv").write_text("\n".join(lines) + "\n")
     return 0

@@ -621,6 +621,9 @@ def write_videos(lib, args):
         out.stdin.close()
         if out.wait():
             raise RuntimeError(f"ffmpeg failed on {path}")
+        if label != "nothing":
+            end = min(script.end, 3.1)
+            path.with_suffix(".tsv").write_text(f"label\tstart_s\tend_s\n{label}\t{script.onset:.2f}\t{end:.2f}\n")
         path.with_suffix(".part.mp4").rename(path)
         with index.open("a") as f:
             f.write(json.dumps(dict(file=f"{label}/{path.name}", label=label, fps=rate, sources=script.sources)) + "\n")
