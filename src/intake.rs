@@ -1,6 +1,8 @@
 //! Pictures in, frames out: the part of a frame's path that one camera has to itself, up to the ring. The daemon, whole
 //! clips and the benchmark all go through here.
 
+use std::time::{Duration, Instant};
+
 use crate::{
     cadence::{Admission, Cadence},
     error::Result,
@@ -35,6 +37,14 @@ pub struct Counts {
     pub repeated: u64,
 }
 
+/// What the last picture took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Spent {
+    pub scale: Duration,
+    /// Zero for a picture that had none before it.
+    pub flow: Duration,
+}
+
 /// Rate, scaling and flow of one camera.
 pub struct Intake {
     cadence: Cadence,
@@ -48,6 +58,7 @@ pub struct Intake {
     /// Ticks that went by while the source was being opened anew.
     away: u64,
     counts: Counts,
+    spent: Spent,
 }
 
 impl Intake {
@@ -69,7 +80,12 @@ impl Intake {
             frame: Frame { number: 0, views: vec![View::default(); specs.len()] },
             away: 0,
             counts: Counts::default(),
+            spent: Spent::default(),
         })
+    }
+
+    pub fn spent(&self) -> Spent {
+        self.spent
     }
 
     pub fn counts(&self) -> Counts {
@@ -93,7 +109,9 @@ impl Intake {
             return Ok(());
         }
         std::mem::swap(&mut self.before, &mut self.now);
+        let began = Instant::now();
         self.scaler.scale(picture, &mut self.now)?;
+        self.spent = Spent { scale: began.elapsed(), flow: Duration::ZERO };
         match admission {
             Admission::Drop => {}
             Admission::Start { lost } => {
@@ -106,11 +124,13 @@ impl Intake {
                 self.counts.frames += 1;
             }
             Admission::Ticks { ticks, repeats, scale } => {
+                let began = Instant::now();
                 for ((flow, before), now) in self.flow.iter_mut().zip(&self.before).zip(&self.now) {
                     if let Some((estimator, out)) = flow {
                         estimator.step(&before.luma, &now.luma, out)?;
                     }
                 }
+                self.spent.flow = began.elapsed();
                 for tick in 0..ticks {
                     self.fill(tick < repeats, scale);
                     emit(Output::Frame(&mut self.frame));

@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use actiond::command::{check, doctor, eval, events, infer, run};
+use actiond::command::{bench, check, doctor, eval, events, infer, run};
 use clap::Parser;
 
 /// Recognizes human actions live in video, on the device.
@@ -23,6 +23,8 @@ enum Command {
     Infer(infer::Args),
     /// Measure accuracy on a folder of labelled clips
     Eval(eval::Args),
+    /// Measure what this machine does with a model: each stage, and how many live cameras
+    Bench(bench::Args),
     /// Read the journal
     Events(events::Args),
 }
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Infer(args) => infer::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Events(args) => events::run(&args),
     };
     match result {

@@ -284,6 +284,30 @@ fn eval_holds_events_against_a_timeline() {
 }
 
 #[test]
+fn bench_measures_each_stage_and_live_cameras() {
+    let output = actiond(&["bench", "models/default", "--seconds", "3", "--backend", "cpu", "--hop", "16", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((report["backend"].as_str(), report["precision"].as_str()), (Some("cpu"), Some("f32")));
+    assert_eq!((report["mode"].as_str(), report["hop"].as_u64()), (Some("dense"), Some(16)));
+    let stages = &report["stages"];
+    let inference = &stages["inference"];
+    for stage in [&stages["decode"], &stages["scale"], &stages["flow"], &inference["rgb"], &inference["flow"]] {
+        let (p50, p99) = (stage["p50_ms"].as_f64().unwrap(), stage["p99_ms"].as_f64().unwrap());
+        assert!(0.0 < p50 && p50 <= p99, "{report}");
+    }
+    // A hop is its streams and little more.
+    let parts = inference["rgb"]["p50_ms"].as_f64().unwrap() + inference["flow"]["p50_ms"].as_f64().unwrap();
+    assert!(report["hop_ms"]["p99_ms"].as_f64().unwrap() >= parts, "{report}");
+    assert!(report["cameras_sustained"].is_u64(), "{report}");
+    assert!(report["peak_rss_mb"].as_f64().unwrap() > 50.0, "{report}");
+
+    let output = actiond(&["bench", "models/default", "--source", "gone.mp4"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("gone.mp4: there is no such clip; give one with --source"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let clip = demo();
     let clip = clip.to_str().unwrap();

@@ -1,5 +1,6 @@
 //! One file a subcommand: its arguments beside the code that it runs.
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod eval;

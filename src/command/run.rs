@@ -14,7 +14,7 @@ use crate::{
     model::Model,
     recognize::{Identity, Recognizer, Sink},
     ring::Bell,
-    scale,
+    scale::{self, ViewSpec},
     time::Shutdown,
 };
 
@@ -82,27 +82,12 @@ pub fn run(args: &Args) -> Result<()> {
         plan.journal.display()
     );
 
-    let result = thread::scope(|scope| {
-        for (camera, config) in handles.iter().zip(&plan.cameras) {
-            let (specs, shutdown) = (&specs, &shutdown);
-            let spawned = thread::Builder::new()
-                .name(format!("camera {}", camera.id))
-                .spawn_scoped(scope, move || camera.work(config, specs, shutdown));
-            if let Err(e) = spawned {
-                camera.ring.close();
-                camera.status(|s| s.failed = Some(Error::internal("cannot start a thread").caused_by(e)));
-            }
-        }
-        let result = recognizer.run(&bell, &shutdown, &mut output);
-        // A recognizer that failed must not leave recordings waiting for room.
-        handles.iter().for_each(|c| c.ring.close());
+    let result = watch(&handles, &plan.cameras, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
         let failed_all = handles.iter().all(|c| c.status(|s| s.failed.is_some()));
-        if result.is_ok() && !args.until_end && !failed_all && !shutdown.is_set() {
+        if !args.until_end && !failed_all && !shutdown.is_set() {
             log::info!("every recording has ended; waiting for a signal (--until-end stops here)");
             shutdown.wait();
         }
-        shutdown.set();
-        result
     });
     for (camera, tally) in handles.iter().zip(recognizer.tally()) {
         let (c, reopened) = camera.status(|s| (s.counts, s.reopened));
@@ -129,6 +114,40 @@ pub fn run(args: &Args) -> Result<()> {
         Some(e) => Err(Error::new(e.kind(), "not every camera could be watched (see above)")),
         None => Ok(()),
     }
+}
+
+/// Runs the cameras' threads, and the recognizer on this one, until every camera has ended or shutdown; `ended` runs
+/// while the threads are still there.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn watch(
+    cameras: &[Arc<Camera>],
+    configs: &[config::Camera],
+    specs: &[ViewSpec],
+    recognizer: &mut Recognizer,
+    bell: &Bell,
+    shutdown: &Shutdown,
+    sink: &mut dyn Sink,
+    ended: impl FnOnce(),
+) -> Result<()> {
+    thread::scope(|scope| {
+        for (camera, config) in cameras.iter().zip(configs) {
+            let spawned = thread::Builder::new()
+                .name(format!("camera {}", camera.id))
+                .spawn_scoped(scope, move || camera.work(config, specs, shutdown));
+            if let Err(e) = spawned {
+                camera.ring.close();
+                camera.status(|s| s.failed = Some(Error::internal("cannot start a thread").caused_by(e)));
+            }
+        }
+        let result = recognizer.run(bell, shutdown, sink);
+        // A recognizer that failed must not leave recordings waiting for room.
+        cameras.iter().for_each(|c| c.ring.close());
+        if result.is_ok() {
+            ended();
+        }
+        shutdown.set();
+        result
+    })
 }
 
 fn plan(args: &Args) -> Result<Plan> {

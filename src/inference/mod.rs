@@ -5,7 +5,10 @@ pub mod onnxruntime;
 mod streams;
 pub mod tract;
 
-use std::{collections::HashSet, time::Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use crate::{
     config::nearest,
@@ -101,6 +104,9 @@ pub trait Network: Send {
 
     /// The precision of each stream's file, in the manifest's order.
     fn precision(&self) -> &[Precision];
+
+    /// What each stream's last step took, in the manifest's order.
+    fn spent(&self) -> &[Duration];
 
     /// Whether a stream takes hops of any number of frames: its graph's time axis is symbolic.
     fn any_length(&self, stream: usize) -> bool;

@@ -6,7 +6,10 @@
 //! provider, f32, models/default (2 x 64x64x64), 2 cores shared with a training run, medians of 15 in two runs: 536 and
 //! 587 ms in turn, 511 and 699 ms side by side. In turn, a network also needs no threads of its own.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    time::{Duration, Instant},
+};
 
 use super::{Hop, Lane, Network, Scores, Tensor};
 use crate::{
@@ -39,6 +42,7 @@ pub(super) struct Streams<E: Engine> {
     runners: Vec<Runner<E>>,
     precision: Vec<Precision>,
     scores: Scores,
+    spent: Vec<Duration>,
 }
 
 struct Runner<E: Engine> {
@@ -69,7 +73,8 @@ impl<E: Engine> Streams<E> {
             scores.logits.push(logits);
         }
         let precision = runners.iter().map(|r| r.prepared.precision).collect();
-        Ok(Streams { runners, precision, scores })
+        let spent = vec![Duration::ZERO; runners.len()];
+        Ok(Streams { runners, precision, scores, spent })
     }
 }
 
@@ -80,9 +85,11 @@ impl<E: Engine> Network for Streams<E> {
             return Err(Error::internal(format!("a hop with {} inputs for {n} streams", hop.inputs.len())));
         }
         for (i, runner) in self.runners.iter_mut().enumerate() {
+            let began = Instant::now();
             runner
                 .step(lane, hop.frames[i], &hop.inputs[i], &mut self.scores.logits[i])
                 .map_err(|e| e.context(format_args!("stream `{}`", runner.stream.name)))?;
+            self.spent[i] = began.elapsed();
         }
         Ok(&self.scores)
     }
@@ -95,6 +102,10 @@ impl<E: Engine> Network for Streams<E> {
 
     fn precision(&self) -> &[Precision] {
         &self.precision
+    }
+
+    fn spent(&self) -> &[Duration] {
+        &self.spent
     }
 
     fn any_length(&self, stream: usize) -> bool {
