@@ -12,6 +12,7 @@ use crate::{
     cadence::FPS,
     config,
     error::{Error, Kind, Result},
+    fault::{Fault, Watch},
     intake::{Counts, Intake, Output},
     ring::{Bell, Ring},
     scale::ViewSpec,
@@ -38,6 +39,8 @@ pub struct Status {
     pub counts: Counts,
     /// Times that the source was opened again.
     pub reopened: u64,
+    /// What is wrong with its picture although pictures come.
+    pub fault: Option<Fault>,
     /// Why the camera gave up, if it did.
     pub failed: Option<Error>,
 }
@@ -119,6 +122,8 @@ impl Camera {
     ) -> Result<()> {
         let mut first = true;
         let mut open = true;
+        // A recording shows what was recorded; nobody can wipe its lens.
+        let mut watch = (source.pace() == Pace::Live).then(Watch::default);
         while !shutdown.is_set() && open {
             let picture = source.next()?;
             let mut emit = |output: Output| match output {
@@ -137,9 +142,17 @@ impl Camera {
                 *pause = BACKOFF.0;
                 log::info!("camera {}: {}x{} from {}", self.id, picture.width, picture.height, camera.source);
             }
+            match watch.as_mut().and_then(|w| w.look(&picture)) {
+                Some(Some(fault)) => log::warn!("camera {}: {fault}", self.id),
+                Some(None) => log::info!("camera {}: the picture is good again", self.id),
+                None => {}
+            }
             intake.take(&picture, &mut emit)?;
             *last_picture = Some(Instant::now());
-            self.status(|s| s.counts = intake.counts());
+            self.status(|s| {
+                s.counts = intake.counts();
+                s.fault = watch.as_ref().and_then(Watch::fault);
+            });
         }
         Ok(())
     }

@@ -24,6 +24,7 @@
 //! | [`config`] | the config file as typed, and the plan as checked |
 //! | [`source`] | where pictures come from: GStreamer, USB, recordings |
 //! | [`camera`] | one camera's thread: opening, watching, opening again |
+//! | [`fault`] | a picture that comes and shows nothing: frozen, black, covered |
 //! | [`intake`] | pictures in, frames out: [`cadence`], [`scale`], [`flow`] |
 //! | [`ring`] | the rolling 64-frame window, its hops and its gaps |
 //! | [`model`] | the manifest: what a model is, with no code per architecture |
@@ -41,6 +42,7 @@ pub mod config;
 pub mod decide;
 pub mod error;
 pub mod event;
+pub mod fault;
 pub mod flow;
 pub mod frame;
 pub mod inference;

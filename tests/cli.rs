@@ -308,6 +308,36 @@ fn bench_measures_each_stage_and_live_cameras() {
 }
 
 #[test]
+fn a_camera_that_shows_nothing_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = "gst:videotestsrc pattern=black is-live=true ! video/x-raw,width=320,height=180,framerate=25/1";
+    let mut child = Command::new(ACTIOND)
+        .args(["run", "--source", source, "--journal", folder.path().to_str().unwrap()])
+        .current_dir(root())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stderr.take().unwrap());
+    let (sender, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::BufRead::lines(lines).map_while(|l| l.ok()) {
+            let _ = sender.send(line);
+        }
+    });
+    let mut seen = Vec::new();
+    while !seen.iter().any(|l: &String| l.contains("the picture is black")) {
+        match told.recv_timeout(std::time::Duration::from_secs(60)) {
+            Ok(line) => seen.push(line),
+            Err(_) => break,
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(seen.iter().any(|l| l.contains("the picture is black")), "{seen:#?}");
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let clip = demo();
     let clip = clip.to_str().unwrap();
