@@ -4,7 +4,10 @@ import argparse
 import importlib
 import sys
 
+from .errors import BadInput
+
 COMMANDS = {
+    "build": "write a model of one of the paper's architectures with random weights",
     "render": "render training clips from motion capture, animations and procedural motion",
     "train": "train the RGB and the flow stream on rendered clips",
     "export": "write trained weights as ONNX",
@@ -32,7 +35,11 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    return module.main(parser.parse_args(argv[1:])) or 0
+    try:
+        return module.main(parser.parse_args(argv[1:])) or 0
+    except BadInput as error:
+        print(f"factory {name}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

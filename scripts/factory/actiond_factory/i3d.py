@@ -13,15 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .inception import CHANNELS, MIXED, POOLS
+from .inception import CHANNELS, MIXED, POOLS, scaled
 
 EPSILON = 1e-3
 AUXILIARY_AT = "Mixed_3c"
-
-
-def scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, as a multiple of 4 (vector lanes), at least 4; unchanged at `width=1`."""
-    return channels if width == 1.0 else max(4, round(channels * width / 4) * 4)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

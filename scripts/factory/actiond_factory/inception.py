@@ -3,6 +3,7 @@
 Units are named as DeepMind's `i3d.py` names them; see `i3d.py` here for the torch twin.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -40,6 +41,52 @@ POOL_BEFORE = {
 Weights = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """Unit name, such as `Mixed_3b/Branch_1/Conv3d_0a_1x1`, to the weights [out, in, (t,) h, w] and bias [out] of the one
 convolution that it is once batch norm is folded in."""
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, as a multiple of 4 (vector lanes), at least 4; unchanged at `width=1`."""
+    return channels if width == 1.0 else max(4, round(channels * width / 4) * 4)
+
+
+def features(width: float = 1.0) -> int:
+    """Channels of the last map, Mixed_5c."""
+    b0, _, b1, _, b2, b3 = (scaled(c, width) for c in MIXED["Mixed_5c"])
+    return b0 + b1 + b2 + b3
+
+
+def shapes(channels: int, width: float = 1.0, rank: int = 3) -> dict[str, tuple[int, ...]]:
+    """Shape of every unit's weights, [out, in, (t,) h, w], in the trunk's order; `channels`: of the input."""
+    stem, second = scaled(64, width), scaled(192, width)
+    found = {"Conv3d_1a_7x7": (stem, channels, 7), "Conv3d_2b_1x1": (stem, stem, 1), "Conv3d_2c_3x3": (second, stem, 3)}
+    inputs = second
+    for name, numbers in MIXED.items():
+        b0, b1a, b1b, b2a, b2b, b3 = (scaled(c, width) for c in numbers)
+        sizes = [
+            [(b0, inputs, 1)],
+            [(b1a, inputs, 1), (b1b, b1a, 3)],
+            [(b2a, inputs, 1), (b2b, b2a, 3)],
+            [(b3, inputs, 1)],
+        ]
+        for (branch, units), of_units in zip(branches(name), sizes, strict=True):
+            found |= {f"{name}/{branch}/{unit}": size for unit, size in zip(units, of_units, strict=True)}
+        inputs = b0 + b1b + b2b + b3
+    return {name: (out, into, *[kernel] * rank) for name, (out, into, kernel) in found.items()}
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> Weights:
+    """Seeded weights of these shapes by He et al. (2015), under which a ReLU network keeps its activations' scale.
+
+    Biases are small normal numbers, as a batch norm's beta folded in. A layer's numbers depend on seed and name only.
+    """
+    order = {name: number for number, name in enumerate(shapes)}
+
+    def weights(name: str) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([seed, order[name]])
+        weight = rng.standard_normal(shapes[name], np.float32)
+        weight *= math.sqrt(2 / math.prod(shapes[name][1:]))
+        return weight, rng.standard_normal(shapes[name][0], np.float32) * np.float32(0.05)
+
+    return weights
 
 
 def branches(name: str) -> Iterator[tuple[str, list[str]]]:
