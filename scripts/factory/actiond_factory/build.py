@@ -6,6 +6,7 @@ measuring speed and memory, and for training to begin with. It recognizes nothin
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import onnx
@@ -84,13 +85,15 @@ def main(args: argparse.Namespace) -> int:
     else:
         labels = [f"class {number}" for number in range(args.classes or 400)]
     check_new(args.out)
+    streams = architecture.streams(size, args.width)
     manifest = Manifest(
         name=f"random-{args.architecture}",
         architecture=args.architecture,
         licence="CC0-1.0",
         source=f"random weights, seed {args.seed}, width {args.width:g}: right in shape and speed, blind to everything",
         labels=labels,
-        streams=architecture.streams(size),
+        streams=streams,
+        decision=architecture.decision(streams),
     )
     with staged(args.out) as folder:
         for stream in manifest.streams:
@@ -103,12 +106,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Floats among a graph's weights, batch norm counted as the bias that it was folded into."""
-    size = 0
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            count = 1
-            for side in tensor.dims:
-                count *= side
-            size += count
-    return size
+    """Floats among a graph's weights; batch norm counts as the bias that it was folded into."""
+    floats = (tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    return sum(math.prod(tensor.dims) for tensor in floats)

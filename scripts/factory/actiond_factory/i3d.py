@@ -25,8 +25,8 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def max_pool_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
-    """Max pooling with SAME padding by minus infinity.
+def max_pool_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Max pooling with SAME padding by minus infinity, over as many axes as `kernel` has.
 
     torch pads alike on both sides only; where SAME pads just the back, `ceil_mode` cuts the last window off at the
     border, which is the same thing.
@@ -34,17 +34,19 @@ def max_pool_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, in
     pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     if any(front not in (back, back - 1) for front, back in pads):
         raise ValueError(f"cannot pad {tuple(x.shape)} for a {kernel} pool")
-    return F.max_pool3d(x, kernel, stride, padding=[front for front, _ in pads], ceil_mode=True)
+    pool = F.max_pool3d if len(kernel) == 3 else F.max_pool2d
+    return pool(x, kernel, stride, padding=[front for front, _ in pads], ceil_mode=True)
 
 
 class Unit(nn.Module):
-    """Convolution without bias, batch norm without gamma, ReLU: `Unit3D` of the original."""
+    """Convolution without bias, batch norm without gamma, ReLU: `Unit3D` of the original, or flat at rank 2."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, rank: int = 3) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, bias=False)
-        self.norm = nn.BatchNorm3d(outputs, eps=EPSILON)
+        convolution, norm = (nn.Conv3d, nn.BatchNorm3d) if rank == 3 else (nn.Conv2d, nn.BatchNorm2d)
+        self.conv = convolution(inputs, outputs, kernel, stride, bias=False)
+        self.norm = norm(outputs, eps=EPSILON)
         # No gamma: the next convolution scales anyway. It stays one, and is not a parameter.
         self.norm.weight.requires_grad_(False)
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
@@ -52,33 +54,39 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.conv.kernel_size[0]
         pads = [same_padding(n, kernel, self.stride) for n in x.shape[2:]]
+        convolve = F.conv3d if len(pads) == 3 else F.conv2d
         if all(front == back for front, back in pads):
-            x = F.conv3d(x, self.conv.weight, None, self.stride, [front for front, _ in pads])
+            x = convolve(x, self.conv.weight, None, self.stride, [front for front, _ in pads])
         else:
-            x = F.conv3d(F.pad(x, [p for pair in reversed(pads) for p in pair]), self.conv.weight, None, self.stride)
+            x = convolve(F.pad(x, [p for pair in reversed(pads) for p in pair]), self.conv.weight, None, self.stride)
         return F.relu(self.norm(x), inplace=True)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weights [out, in, t, h, w] and bias [out] of the one convolution that this unit is at inference."""
+        """Weights [out, in, (t,) h, w] and bias [out] of the one convolution that this unit is at inference."""
         scale = self.norm.weight / torch.sqrt(self.norm.running_var + EPSILON)
         return (
-            self.conv.weight * scale[:, None, None, None, None],
+            self.conv.weight * scale.reshape(-1, *[1] * (self.conv.weight.ndim - 1)),
             self.norm.bias - self.norm.running_mean * scale,
         )
 
 
 class Mixed(nn.Module):
-    """An inflated inception module: four branches, concatenated in order."""
+    """An inception module, inflated or flat: four branches, concatenated in order."""
 
-    def __init__(self, name: str, inputs: int, width: float) -> None:
+    def __init__(self, name: str, inputs: int, width: float, rank: int = 3) -> None:
         super().__init__()
         b0, b1a, b1b, b2a, b2b, b3 = (scaled(c, width) for c in MIXED[name])
-        self.Branch_0 = nn.ModuleDict({"Conv3d_0a_1x1": Unit(inputs, b0)})
-        self.Branch_1 = nn.ModuleDict({"Conv3d_0a_1x1": Unit(inputs, b1a), "Conv3d_0b_3x3": Unit(b1a, b1b, 3)})
+
+        def unit(inputs: int, outputs: int, kernel: int = 1) -> Unit:
+            return Unit(inputs, outputs, kernel, rank=rank)
+
+        self.rank = rank
+        self.Branch_0 = nn.ModuleDict({"Conv3d_0a_1x1": unit(inputs, b0)})
+        self.Branch_1 = nn.ModuleDict({"Conv3d_0a_1x1": unit(inputs, b1a), "Conv3d_0b_3x3": unit(b1a, b1b, 3)})
         # The original calls this one `0a` in Mixed_5b only; imported checkpoints rely on it.
         last = "Conv3d_0a_3x3" if name == "Mixed_5b" else "Conv3d_0b_3x3"
-        self.Branch_2 = nn.ModuleDict({"Conv3d_0a_1x1": Unit(inputs, b2a), last: Unit(b2a, b2b, 3)})
-        self.Branch_3 = nn.ModuleDict({"Conv3d_0b_1x1": Unit(inputs, b3)})
+        self.Branch_2 = nn.ModuleDict({"Conv3d_0a_1x1": unit(inputs, b2a), last: unit(b2a, b2b, 3)})
+        self.Branch_3 = nn.ModuleDict({"Conv3d_0b_1x1": unit(inputs, b3)})
         self.outputs = b0 + b1b + b2b + b3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,50 +96,75 @@ class Mixed(nn.Module):
             for unit in branch.values():
                 y = unit(y)
             outputs.append(y)
-        pooled = F.max_pool3d(x, 3, 1, padding=1)
+        pooled = (F.max_pool3d if self.rank == 3 else F.max_pool2d)(x, 3, 1, padding=1)
         outputs.append(self.Branch_3["Conv3d_0b_1x1"](pooled))
         return torch.cat(outputs, 1)
 
 
-class I3D(nn.Module):
-    """One stream. `forward` gives raw logits [batch, classes]; `forward_training` the auxiliary map besides."""
+class Inception(nn.Module):
+    """Inception-V1 up to Mixed_5c, inflated (rank 3) or flat (rank 2, shapes without time)."""
 
-    def __init__(self, stream: str, classes: int, width: float = 0.25, dropout: float = 0.1) -> None:
+    def __init__(self, channels: int, width: float, rank: int = 3) -> None:
         super().__init__()
-        self.stream = stream
         self.width = width
-        self.dropout = dropout
+        self.rank = rank
         stem, second = scaled(64, width), scaled(192, width)
-        self.Conv3d_1a_7x7 = Unit(CHANNELS[stream], stem, 7, 2)
-        self.Conv3d_2b_1x1 = Unit(stem, stem)
-        self.Conv3d_2c_3x3 = Unit(stem, second, 3)
+        self.Conv3d_1a_7x7 = Unit(channels, stem, 7, 2, rank)
+        self.Conv3d_2b_1x1 = Unit(stem, stem, rank=rank)
+        self.Conv3d_2c_3x3 = Unit(stem, second, 3, rank=rank)
         channels = second
         self.mixed = nn.ModuleDict()
         for name in MIXED:
-            self.mixed[name] = Mixed(name, channels, width)
+            self.mixed[name] = Mixed(name, channels, width, rank)
             channels = self.mixed[name].outputs
-        self.logits = nn.Conv3d(channels, classes, 1)
-        nn.init.normal_(self.logits.weight, std=0.01)
-        nn.init.zeros_(self.logits.bias)
 
     @property
     def features(self) -> int:
         """Channels of the last map."""
-        return self.logits.in_channels
+        return self.mixed["Mixed_5c"].outputs
+
+    def pool(self, name: str, x: Tensor) -> Tensor:
+        """One of the pools between the units."""
+        kernel, stride = (sides[3 - self.rank :] for sides in POOLS[f"MaxPool3d_{name}"])
+        return max_pool_same(x, kernel, stride)
 
     def trunk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Every unit's name and output, in order; the last is the map that the head averages."""
         x = self.Conv3d_1a_7x7(x)
         yield "Conv3d_1a_7x7", x
-        x = max_pool_same(x, *POOLS["MaxPool3d_2a_3x3"])
+        x = self.pool("2a_3x3", x)
         x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x))
         yield "Conv3d_2c_3x3", x
         for name, mixed in self.mixed.items():
             for pool, first in (("3a_3x3", "Mixed_3b"), ("4a_3x3", "Mixed_4b"), ("5a_2x2", "Mixed_5b")):
                 if name == first:
-                    x = max_pool_same(x, *POOLS[f"MaxPool3d_{pool}"])
+                    x = self.pool(pool, x)
             x = mixed(x)
             yield name, x
+
+    def last(self, x: Tensor) -> Tensor:
+        """Mixed_5c's output, of which a head makes logits."""
+        for _, y in self.trunk(x):
+            last = y
+        return last
+
+    def units(self) -> Iterator[tuple[str, Unit]]:
+        """(readable name, unit) of every convolution with batch norm, in order."""
+        for name, module in self.named_modules():
+            if isinstance(module, Unit):
+                yield name.removeprefix("mixed.").replace(".", "/"), module
+
+
+class I3D(Inception):
+    """One stream. `forward` gives raw logits [batch, classes]; `forward_training` the auxiliary map besides."""
+
+    def __init__(self, stream: str, classes: int, width: float = 0.25, dropout: float = 0.1) -> None:
+        super().__init__(CHANNELS[stream], width)
+        self.stream = stream
+        self.dropout = dropout
+        self.logits = nn.Conv3d(self.features, classes, 1)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.zeros_(self.logits.bias)
 
     def head(self, x: Tensor) -> Tensor:
         """Logits [batch, classes] of the last map: average pool 2 x h x w, dropout, 1x1x1 convolution, mean."""
@@ -140,9 +173,7 @@ class I3D(nn.Module):
         return self.logits(x).mean((2, 3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        for _, y in self.trunk(x):
-            last = y
-        return self.head(last)
+        return self.head(self.last(x))
 
     def forward_training(self, x: Tensor, auxiliary: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits, and `auxiliary` applied to Mixed_3c [batch, outputs, time / 2, height / 8, width / 8]."""
@@ -162,12 +193,6 @@ class I3D(nn.Module):
         """
         weight = self.Conv3d_1a_7x7.conv.weight
         weight -= weight.mean(2, keepdim=True)
-
-    def units(self) -> Iterator[tuple[str, Unit]]:
-        """(readable name, unit) of every convolution with batch norm, in order."""
-        for name, module in self.named_modules():
-            if isinstance(module, Unit):
-                yield name.removeprefix("mixed.").replace(".", "/"), module
 
     def parameter_count(self) -> int:
         """Numbers in a checkpoint of the original: weights, logits, and batch norm's beta, mean and variance."""

@@ -68,6 +68,21 @@ class Stream:
     state: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
     """(input, output, shape) of each tensor carried from step to step"""
 
+    @property
+    def channels(self) -> int:
+        """Of the input at one position of its time axis."""
+        return {"rgb": 3, "flow": 2 * self.stack, "rgb+flow": 3 + 2 * self.stack}[self.kind]
+
+    @property
+    def reach(self) -> int:
+        """Ticks from the first frame that a step sees to its last."""
+        return (self.frames - 1) * self.step + self.stack
+
+    def shape(self, frames: int) -> list[int]:
+        """Of the input for `frames` positions of the time axis."""
+        sizes = {"N": 1, "C": self.channels, "T": frames, "H": self.size[1], "W": self.size[0]}
+        return [sizes[axis] for axis in self.layout]
+
     def toml(self, out: Path) -> str:
         """The table, with every file of the stream that lies in `out`."""
         text = f"""

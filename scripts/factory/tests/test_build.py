@@ -1,5 +1,8 @@
 """`factory build`: models of the paper's architectures with random weights."""
 
+import os
+import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -8,7 +11,10 @@ import onnx
 import pytest
 
 from actiond_factory import __main__ as command
-from actiond_factory.model import session, sha256
+from actiond_factory.architectures import ARCHITECTURES
+from actiond_factory.model import Stream, session, sha256
+
+ROOT = Path(__file__).parents[3]
 
 
 def build(*arguments: object) -> int:
@@ -85,3 +91,69 @@ def test_mistakes_are_told_in_a_sentence_and_leave_nothing(
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# What the paper's Table 1 says: parameters in millions, training frames (RGB, flow) and seconds, then testing.
+TABLE = {
+    "convnet-lstm": (9, (25, 0, 5), (50, 0, 10)),
+    "3d-convnet": (79, (16, 0, 0.64), (240, 0, 9.6)),
+    "two-stream": (12, (1, 10, 0.4), (25, 250, 10)),
+    "3d-fused": (39, (5, 50, 2), (25, 250, 10)),
+    "two-stream-i3d": (25, (64, 64, 2.56), (250, 250, 10)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_parameters_and_footprints_are_table_1_s(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert build(name, "--out", out) == 0
+    manifest = tomllib.loads((out / "model.toml").read_text())
+    assert len((out / "labels.txt").read_text().splitlines()) == 400
+    parameters, training, testing = TABLE[name]
+    counted = 0
+    architecture = ARCHITECTURES[name]
+    streams = []
+    for stream in manifest["stream"]:
+        path = out / stream["file"][0]["path"]
+        model = onnx.load(path)
+        path.unlink()
+        counted += sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+        # The graph's input is what the manifest says.
+        fields = {key: stream[key] for key in ("name", "kind", "frames", "step", "layout")}
+        read = Stream(**fields, size=tuple(stream["size"]), stack=stream.get("stack", 1))
+        streams.append(read)
+        dims = [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim]
+        assert [read.frames if d == "T" else d for d in dims] == read.shape(read.frames)
+        assert {d for d in dims if isinstance(d, str)} == ({"T"} if name == "two-stream-i3d" else set())
+        for state in stream.get("state", []):
+            assert state["shape"] == [1, 1, 512]
+    # The paper's whole millions are cut for some networks and rounded for others.
+    assert parameters in (counted // 10**6, round(counted / 1e6)), counted
+    assert tuple(architecture.footprint(streams).values()) == training
+    if name != "two-stream-i3d":
+        examples = testing[0] / training[0]
+        assert testing == tuple(pytest.approx(examples * n) for n in training)
+
+
+def actiond() -> Path:
+    """The daemon, if it was built."""
+    path = Path(os.environ.get("ACTIOND", ROOT / "target" / "release" / "actiond"))
+    if not path.is_file():
+        pytest.skip(f"{path}: actiond is not built (cargo build --release, or say where it is with ACTIOND)")
+    return path
+
+
+@pytest.mark.parametrize("backend", ["tract", "cpu"])
+@pytest.mark.parametrize("name", TABLE)
+def test_every_architecture_runs_live(name: str, backend: str, tmp_path: Path) -> None:
+    if backend == "cpu" and not ((ROOT / "runtime" / "onnxruntime").is_dir() or "ORT_DYLIB_PATH" in os.environ):
+        pytest.skip("there is no ONNX Runtime in runtime/ (scripts/setup)")
+    binary = actiond()
+    model = tmp_path / "model"
+    assert build(name, "--classes", 3, "--size", 32, "--width", 0.1, "--out", model) == 0
+    source = ["--source", str(ROOT / "demo" / "demo.mp4"), "--until-end", "--journal", str(tmp_path / "journal")]
+    command = [str(binary), "run", "--model", str(model), "--backend", backend, "--hop", "40", *source]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    hops = int(re.search(r"(\d+) hops, 0 frames in none", done.stderr)[1])
+    assert hops > 30
