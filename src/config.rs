@@ -50,12 +50,21 @@ pub enum Mode {
     /// The window, computed whole at each hop.
     #[default]
     Dense,
+    /// The same numbers as dense: only what new frames and the window's edges touch is computed.
+    Window,
+    /// The real past in place of the window's beginning; no added delay.
+    Carried,
+    /// No window: fully convolutional in time. The least work; its scores look at a place further back.
+    Continuous,
 }
 
 impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Mode::Dense => "dense",
+            Mode::Window => "window",
+            Mode::Carried => "carried",
+            Mode::Continuous => "continuous",
         }
     }
 }

@@ -38,6 +38,7 @@ pub mod cadence;
 pub mod camera;
 pub mod clip;
 pub mod command;
+pub mod compile;
 pub mod config;
 pub mod decide;
 pub mod error;

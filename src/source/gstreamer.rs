@@ -331,6 +331,14 @@ impl Stream {
             .any(|element| element.pads().iter().any(|pad| pad.task_state() == gst::TaskState::Started))
     }
 
+    /// A file that gave no picture: whether its end or the parser's complaint is heard of first, it is one sentence.
+    fn unplayable(&self, why: &str) -> Error {
+        Error::config(format!(
+            "{} is not a video that can be played, or it is damaged ({why}): check it with ffprobe, or convert it",
+            self.name
+        ))
+    }
+
     /// Why nothing follows, when nothing has failed.
     fn end(&self) -> Error {
         let state = self.mailbox.lock();
@@ -342,10 +350,7 @@ impl Stream {
                 return self.missing(missing);
             }
             return match self.origin {
-                Origin::File => Error::config(format!(
-                    "{} has no picture in it that can be decoded: it is damaged, cut short, or only sound",
-                    self.name
-                )),
+                Origin::File => self.unplayable("no picture in it can be decoded"),
                 Origin::Network | Origin::Camera if state.no_video => {
                     Error::config(format!("{} has no video stream", self.name))
                 }
@@ -423,9 +428,7 @@ impl Stream {
                 self.last.as_secs_f64(),
                 self.given
             )),
-            Origin::File => Error::config(format!(
-                "{name} is not a video that can be played, or it is damaged ({text}): check it with ffprobe, or convert it"
-            )),
+            Origin::File => self.unplayable(&text),
             Origin::Network if error.matches(gst::ResourceError::NotFound) => {
                 Error::unavailable(format!("{name} does not have this stream now ({text}): check the address"))
             }
