@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Kind, Result},
     fault::{Fault, Watch},
     intake::{Counts, Intake, Output},
-    ring::{Bell, Ring},
+    ring::{Bell, Rhythm, Ring},
     scale::ViewSpec,
     source::{self, Pace, Source},
     time::Shutdown,
@@ -46,11 +46,11 @@ pub struct Status {
 }
 
 impl Camera {
-    pub fn new(camera: &config::Camera, window: usize, hop: usize, bell: Arc<Bell>) -> Arc<Self> {
+    pub fn new(camera: &config::Camera, rhythm: Rhythm, bell: Arc<Bell>) -> Arc<Self> {
         let recording = camera.source.path().filter(|_| !camera.options.realtime);
         Arc::new(Camera {
             id: camera.id.clone(),
-            ring: Ring::new(Pace::Live, window, hop, bell),
+            ring: Ring::new(Pace::Live, rhythm, bell),
             epoch: recording.map(recorded_at),
             status: Mutex::default(),
         })

@@ -6,7 +6,7 @@ use crate::{
     decide,
     error::{Error, Kind, Result},
     frame::Frame,
-    inference::{Hop, Lane, Network, Tensor},
+    inference::{Hop, Lane, Network, Progress, Reach},
     input,
     intake::{Intake, Output},
     model::{By, Layout, Model},
@@ -56,8 +56,8 @@ impl Clip {
         Ok(Clip { frames })
     }
 
-    /// The paper's test: the whole video convolutionally where the graphs allow it, else the windows' mean. A clip
-    /// shorter than the window is looped to its length.
+    /// The paper's test: the whole video convolutionally where the graphs allow it, else the hops' mean. A clip shorter
+    /// than the window is looped to its length.
     pub fn whole_video(&self, model: &Model, network: &mut dyn Network, hop: usize) -> Result<Logits> {
         let streams = &model.manifest.streams;
         let fits = |frames: usize| (window(model)..=LONGEST_WHOLE).contains(&frames);
@@ -65,7 +65,7 @@ impl Clip {
         let any_length = (0..streams.len()).all(|s| network.any_length(s));
         if convolutional && any_length && fits(self.frames.len()) {
             let n = self.frames.len();
-            return self.score(model, network, n, n, true);
+            return self.score(model, network, n, n, false, true);
         }
         let windows = self.windows(model, network, hop)?;
         let mut sum = windows[0].clone();
@@ -78,18 +78,35 @@ impl Clip {
         Ok(sum)
     }
 
-    /// The logits of the dense window at every hop, as the daemon sees it; see [`Clip::ends`] for where each one ends.
+    /// The logits of every hop, as the daemon sees it; see [`Clip::ends`] for where each one ends.
     pub fn windows(&self, model: &Model, network: &mut dyn Network, hop: usize) -> Result<Vec<Logits>> {
         network.reset(Lane(0));
         let window = window(model).max(1);
-        self.ends(model, hop).iter().map(|&end| self.score(model, network, end, window, false)).collect()
+        let reach = network.reach();
+        let ends = self.ends(model, hop, &reach);
+        let mut progress = Progress::default();
+        let mut all = Vec::with_capacity(ends.len());
+        // What states carry begins with the clip, though there is no score before the first window is full.
+        let before = if reach.carried { (hop..ends[0]).step_by(hop).collect() } else { Vec::new() };
+        let skipped = before.len();
+        for end in before.into_iter().chain(ends) {
+            let follows = progress.hop(end as u64 - 1, hop);
+            all.push(self.score(model, network, end, window, follows, false)?);
+        }
+        Ok(all.split_off(skipped))
     }
 
-    /// One past the last frame of each window: every `hop` frames from the first full one on, and at the clip's end.
-    pub fn ends(&self, model: &Model, hop: usize) -> Vec<usize> {
+    /// One past the last frame of each hop that has a score: every `hop` frames from the first full window on, and, in
+    /// a mode of windows, at the clip's end. A clip shorter than a window is looped.
+    pub fn ends(&self, model: &Model, hop: usize, reach: &Reach) -> Vec<usize> {
         let n = self.frames.len();
-        let mut ends: Vec<usize> = (window(model)..=n).step_by(hop).collect();
-        if ends.last() != Some(&n) {
+        let first = if reach.carried { window(model).next_multiple_of(hop) } else { window(model) };
+        let mut ends: Vec<usize> = (first..=n).step_by(hop).collect();
+        if reach.carried {
+            if ends.is_empty() {
+                ends.push(first);
+            }
+        } else if ends.last() != Some(&n) {
             ends.push(n);
         }
         ends
@@ -101,19 +118,23 @@ impl Clip {
         network: &mut dyn Network,
         end: usize,
         length: usize,
+        follows: bool,
         whole: bool,
     ) -> Result<Logits> {
         let (_, view_of_stream) = scale::views(&model.manifest);
+        let streams = &model.manifest.streams;
+        let n = self.frames.len();
         let start = end.saturating_sub(length);
-        let real = end - start;
-        let mut hop = Hop { frames: Vec::new(), inputs: Vec::new() };
-        for (stream, &view) in model.manifest.streams.iter().zip(&view_of_stream) {
-            let positions = if whole { length } else { stream.frames };
-            let mut tensor = Tensor::F32(Vec::new());
-            input::fill(stream, view, positions, length, |i| &self.frames[start + i % real], &mut tensor);
-            hop.frames.push(positions);
-            hop.inputs.push(tensor);
+        // A carried hop sees what came before it; a window that the clip does not fill is the clip, over and over.
+        let length = if network.reach().carried { end - start } else { length };
+        let real = end.min(n) - start.min(n - 1);
+        let mut hop = Hop::of(network, streams.len());
+        if whole {
+            hop.frames = vec![length; streams.len()];
         }
+        hop.follows = follows;
+        let frame = |i: usize| if end > n { &self.frames[(start + i) % n] } else { &self.frames[start + i % real] };
+        input::fill_hop(streams, &view_of_stream, length, frame, &mut hop);
         Ok(network.step(Lane(0), &hop)?.logits.clone())
     }
 }

@@ -170,6 +170,8 @@ pub struct Decider {
     changes: Vec<Change>,
     /// No hop has come yet.
     fresh: bool,
+    /// Frames by which the scores look further back than those of a window that ends with the hop.
+    behind: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -213,7 +215,12 @@ impl Decider {
             last_end: 0,
         });
         let labels: Vec<Label> = labels.collect();
-        Ok(Decider { history: History::new(reach), changes: Vec::new(), labels, fresh: true })
+        Ok(Decider { history: History::new(reach), changes: Vec::new(), labels, fresh: true, behind: 0 })
+    }
+
+    /// For scores that look `lag` frames further back than a window's: events are placed so much earlier.
+    pub fn looking_back(self, lag: f32) -> Self {
+        Decider { behind: lag.round().max(0.0) as u64, ..self }
     }
 
     /// Takes a hop's scores; gives what changes by it, in the order of the labels.
@@ -229,7 +236,7 @@ impl Decider {
             let Settings { start, end, min_hops, onset, offset, .. } = label.settings;
             let (score, lag) = self.history.mean(number, label.settings.reach());
             label.score = score;
-            let placed = |back: u32| (last + 1).saturating_sub(u64::from(back) + lag);
+            let placed = |back: u32| (last + 1).saturating_sub(u64::from(back) + lag + self.behind);
             let told = match label.told {
                 None if score >= start => {
                     label.run += 1;

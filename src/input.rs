@@ -2,7 +2,7 @@
 
 use crate::{
     frame::Frame,
-    inference::Tensor,
+    inference::{Hop, Tensor},
     model::{Dtype, Layout, Stream, StreamKind},
 };
 
@@ -60,6 +60,20 @@ pub fn fill<'a>(
             };
             fill(stream, view, positions, length, frame, out);
         }
+    }
+}
+
+/// Writes all streams' inputs of one hop, the last frame of `length` being the newest. `views`: which view of a frame
+/// each stream takes.
+pub fn fill_hop<'a>(
+    streams: &[Stream],
+    views: &[usize],
+    length: usize,
+    frame: impl Fn(usize) -> &'a Frame,
+    hop: &mut Hop,
+) {
+    for (((stream, &view), &positions), tensor) in streams.iter().zip(views).zip(&hop.frames).zip(&mut hop.inputs) {
+        fill(stream, view, positions, length, &frame, tensor);
     }
 }
 

@@ -11,14 +11,15 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     cadence::FPS,
     camera::Camera,
+    clip,
     config::Mode,
     decide::{self, Change, Decider, HopScores, Phase},
     error::{Kind, Result},
     event::{self, Event},
-    inference::{self, Hop, Lane, Network, Tensor},
+    inference::{self, Hop, Lane, LoadOptions, Network, Progress, Reach},
     input,
     model::Model,
-    ring::{Bell, Span, Step},
+    ring::{Bell, Rhythm, Span, Step},
     scale,
     time::Shutdown,
 };
@@ -41,6 +42,9 @@ pub struct Recognizer<'a> {
     backends: &'a [String],
     network: Box<dyn Network>,
     backend: &'static str,
+    reach: Reach,
+    /// Frames of the model's window.
+    window: usize,
     identity: Identity,
     lanes: Vec<LaneState>,
     view_of_stream: Vec<usize>,
@@ -57,6 +61,7 @@ struct LaneState {
     hops: u64,
     lost: u64,
     last_frame: u64,
+    progress: Progress,
     /// A hop was left out since the last one.
     degraded: bool,
     ended: bool,
@@ -70,40 +75,45 @@ pub struct Tally {
 }
 
 impl<'a> Recognizer<'a> {
-    pub fn new(
-        model: &'a Model,
-        backends: &'a [String],
-        identity: Identity,
-        cameras: Vec<(Arc<Camera>, Decider)>,
-    ) -> Result<Self> {
-        let (network, backend) = inference::load(model, backends)?;
+    /// Loads the model.
+    pub fn new(model: &'a Model, backends: &'a [String], identity: Identity) -> Result<Self> {
+        let (network, backend) = inference::load_with(model, backends, &options(&identity))?;
         let (_, view_of_stream) = scale::views(&model.manifest);
-        let lanes = cameras.into_iter().map(|(camera, decider)| LaneState {
-            camera,
-            decider,
-            open: vec![None; model.labels.len()],
-            hops: 0,
-            lost: 0,
-            last_frame: 0,
-            degraded: false,
-            ended: false,
-        });
         let streams = &model.manifest.streams;
         Ok(Recognizer {
             model,
             backends,
+            hop: Hop::of(network.as_ref(), streams.len()),
+            reach: network.reach(),
+            window: clip::window(model),
             network,
             backend,
             identity,
-            lanes: lanes.collect(),
+            lanes: Vec::new(),
             view_of_stream,
             names: streams.iter().map(|s| s.name.clone()).collect(),
-            hop: Hop {
-                frames: streams.iter().map(|s| s.frames).collect(),
-                inputs: vec![Tensor::F32(Vec::new()); streams.len()],
-            },
             scores: decide::Scores::default(),
         })
+    }
+
+    /// How the cameras' rings must hand out their frames.
+    pub fn rhythm(&self) -> Rhythm {
+        inference::rhythm(self.model, self.network.as_ref(), self.identity.hop)
+    }
+
+    /// Watches one more camera.
+    pub fn add(&mut self, camera: Arc<Camera>, decider: Decider) {
+        self.lanes.push(LaneState {
+            camera,
+            decider: decider.looking_back(self.reach.lag),
+            open: vec![None; self.model.labels.len()],
+            hops: 0,
+            lost: 0,
+            last_frame: 0,
+            progress: Progress::default(),
+            degraded: false,
+            ended: false,
+        });
     }
 
     pub fn backend(&self) -> &'static str {
@@ -150,9 +160,7 @@ impl<'a> Recognizer<'a> {
         let streams = &self.model.manifest.streams;
         let (hop, views) = (&mut self.hop, &self.view_of_stream);
         let step = self.lanes[lane].camera.ring.take(|window| {
-            for ((stream, &view), tensor) in streams.iter().zip(views).zip(&mut hop.inputs) {
-                input::fill(stream, view, stream.frames, window.len(), |i| window.frame(i), tensor);
-            }
+            input::fill_hop(streams, views, window.len(), |i| window.frame(i), hop);
         });
         let state = &mut self.lanes[lane];
         match step {
@@ -162,7 +170,8 @@ impl<'a> Recognizer<'a> {
                 state.lost += lost;
                 state.degraded = true;
                 state.decider.gap(lost);
-                self.network.reset(Lane(lane));
+                state.progress.cut();
+                self.network.cut(Lane(lane));
                 Ok(())
             }
             Some(Step::Ended) => self.finish(lane, sink),
@@ -171,13 +180,18 @@ impl<'a> Recognizer<'a> {
     }
 
     fn recognize(&mut self, lane: usize, span: Span, sink: &mut dyn Sink) -> Result<()> {
+        self.hop.follows = self.lanes[lane].progress.hop(span.last, self.identity.hop);
         let logits = match self.network.step(Lane(lane), &self.hop) {
             Ok(scores) => scores,
             Err(e) if e.kind() == Kind::Internal => {
                 // The device may have been lost: one new start, and this hop once more. If it fails again it is not the
                 // hop's fault.
                 log::error!("{}: {e}; loading the model again", self.backend);
-                (self.network, self.backend) = inference::load(self.model, self.backends)?;
+                (self.network, self.backend) =
+                    inference::load_with(self.model, self.backends, &options(&self.identity))?;
+                self.reach = self.network.reach();
+                self.lanes.iter_mut().for_each(|l| l.progress = Progress::default());
+                self.hop.follows = self.lanes[lane].progress.hop(span.last, self.identity.hop);
                 self.network.step(Lane(lane), &self.hop)?
             }
             Err(e) => return Err(e),
@@ -195,6 +209,9 @@ impl<'a> Recognizer<'a> {
                 span.first,
                 span.last
             );
+            return Ok(());
+        }
+        if state.progress.is_cold(&self.reach, self.window) {
             return Ok(());
         }
         let hop = HopScores { first_frame: span.first, last_frame: span.last, scores: &self.scores };
@@ -268,13 +285,23 @@ impl<'a> Recognizer<'a> {
             mode: self.identity.mode.name().into(),
             hop: self.identity.hop,
             delay_ms: delay.as_millis() as u64,
-            flags: if state.degraded { vec![event::Flag::Degraded] } else { Vec::new() },
+            flags: [
+                (state.progress.is_warming(&self.reach), event::Flag::Warming),
+                (state.degraded, event::Flag::Degraded),
+            ]
+            .into_iter()
+            .filter_map(|(is, flag)| is.then_some(flag))
+            .collect(),
         };
         if change.phase == Phase::End {
             state.open[change.label] = None;
         }
         sink.event(&mut event)
     }
+}
+
+fn options(identity: &Identity) -> LoadOptions {
+    LoadOptions { mode: identity.mode, hop: identity.hop, ..LoadOptions::default() }
 }
 
 fn millis(frames: i64) -> i64 {

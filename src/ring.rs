@@ -92,11 +92,25 @@ impl<'a> Window<'a> {
     }
 }
 
+/// How a ring hands out its frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    /// Frames a hop is shown, at most [`WINDOW`].
+    pub window: usize,
+    /// Frames from one hop to the next.
+    pub hop: usize,
+    /// Whether what lies before a hop's frames is carried from hop to hop: the first one is due as soon as there are its
+    /// own frames, and is shown fewer than `window` where there are no more. What is left at the end of a recording and
+    /// is no whole hop is in none.
+    pub carried: bool,
+}
+
 /// One camera's ring, shared between its thread and the recognizer.
 #[derive(Debug)]
 pub struct Ring {
     window: u64,
     hop: u64,
+    carried: bool,
     state: Mutex<State>,
     room: Condvar,
     bell: Arc<Bell>,
@@ -134,21 +148,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ring {
-    /// `window`: frames a hop sees, at most [`WINDOW`]; `hop`: frames from one hop to the next.
-    pub fn new(pace: Pace, window: usize, hop: usize, bell: Arc<Bell>) -> Self {
-        let window = window.clamp(1, WINDOW) as u64;
+    pub fn new(pace: Pace, rhythm: Rhythm, bell: Arc<Bell>) -> Self {
+        let window = rhythm.window.clamp(1, WINDOW) as u64;
+        let hop = rhythm.hop.max(1) as u64;
+        let carried = rhythm.carried;
         let state = State {
             pace,
             frames: Deque::new(),
             next: 0,
             start: 0,
-            due: window,
+            due: if carried { hop } else { window },
             seen: 0,
             lost: 0,
             cut: false,
             closed: false,
         };
-        Ring { window, hop: hop.max(1) as u64, state: Mutex::new(state), room: Condvar::new(), bell }
+        Ring { window, hop, carried, state: Mutex::new(state), room: Condvar::new(), bell }
     }
 
     /// Whether a full ring makes the camera's thread wait; what a source is shows when it is open.
@@ -160,7 +175,7 @@ impl Ring {
     /// this is a recording. False when the ring was closed.
     pub fn push(&self, frame: &mut Frame) -> bool {
         let mut state = lock(&self.state);
-        while state.frames.is_full() && state.oldest() + self.window >= state.due && !state.closed {
+        while self.is_full(&state) && state.oldest() + self.window >= state.due && !state.closed {
             match state.pace {
                 Pace::Recorded => state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Pace::Live => {
@@ -175,7 +190,7 @@ impl Ring {
         }
         frame.number = state.next;
         let taken = Instant::now();
-        let evicted = if state.frames.is_full() { state.frames.pop_front() } else { None };
+        let evicted = if self.is_full(&state) { state.frames.pop_front() } else { None };
         let mut entry = evicted.unwrap_or_else(|| Entry { frame: blank(frame), taken });
         std::mem::swap(&mut entry.frame, frame);
         entry.taken = taken;
@@ -210,7 +225,7 @@ impl Ring {
         state.next += lost;
         state.start = state.next;
         state.seen = state.next;
-        state.due = state.next + self.window;
+        state.due = state.next + if self.carried { self.hop } else { self.window };
         drop(state);
         self.bell.ring();
     }
@@ -251,7 +266,7 @@ impl Ring {
             frames: &state.frames,
             start: (first - state.oldest()) as usize,
             real: (end - first) as usize,
-            length: self.window as usize,
+            length: if self.carried { end - first } else { self.window } as usize,
         });
         state.seen = end;
         state.due = end + self.hop;
@@ -260,12 +275,16 @@ impl Ring {
         Some(Step::Hop(Span { first, last: end - 1, taken }))
     }
 
+    fn is_full(&self, state: &State) -> bool {
+        state.frames.len() as u64 >= self.window + SLACK as u64
+    }
+
     /// One past the last frame of the hop that can be handed out now. `flush`: nothing will follow, so that the frames
     /// after the last hop, or a recording shorter than a window, make a hop of their own.
     fn pending(&self, state: &State, flush: bool) -> Option<u64> {
         if state.next >= state.due {
             Some(state.due)
-        } else if flush && state.pace == Pace::Recorded && state.next > state.seen.max(state.start) {
+        } else if flush && !self.carried && state.pace == Pace::Recorded && state.next > state.seen.max(state.start) {
             Some(state.next)
         } else {
             None
@@ -298,7 +317,7 @@ mod tests {
     use super::*;
 
     fn ring(pace: Pace, window: usize, hop: usize) -> Ring {
-        Ring::new(pace, window, hop, Arc::new(Bell::default()))
+        Ring::new(pace, Rhythm { window, hop, carried: false }, Arc::new(Bell::default()))
     }
 
     /// A frame whose only pixel tells its place in the order of pushing.

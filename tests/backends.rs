@@ -14,6 +14,7 @@ use std::{
 };
 
 use actiond::{
+    config::Mode,
     error::Kind,
     inference::{self, Hop, Lane, LoadOptions, Network, Tensor},
     model::{Dtype, Model, Precision},
@@ -27,7 +28,7 @@ use tempfile::TempDir;
 use tract_onnx::pb::tensor_proto::DataType;
 
 const LABELS: usize = 13;
-const F32: LoadOptions = LoadOptions { precision: Some(Precision::F32), threads: None };
+const F32: LoadOptions = LoadOptions { precision: Some(Precision::F32), threads: None, mode: Mode::Dense, hop: 8 };
 
 /// The backends that can be used here, the last of them tract.
 fn backends() -> Vec<&'static str> {
@@ -59,7 +60,7 @@ fn noise(model: &Model, frames: Option<usize>, random: &mut Random) -> Hop {
             Dtype::U8 => Tensor::U8((0..elements).map(|_| random.bits() as u8).collect()),
         }
     });
-    Hop { inputs: inputs.collect(), frames }
+    Hop { inputs: inputs.collect(), frames, follows: false }
 }
 
 fn top5(logits: &[f32]) -> Vec<usize> {
@@ -195,7 +196,7 @@ fn a_hop_that_does_not_fit_its_stream_is_an_error() {
             (vec![16], Tensor::U8(vec![0; 3 * 16 * 24 * 20])),
             (vec![16, 16], Tensor::F32(vec![0.0; 3 * 16 * 24 * 20])),
         ] {
-            let e = network.step(Lane(0), &Hop { frames, inputs: vec![input] }).unwrap_err();
+            let e = network.step(Lane(0), &Hop { frames, inputs: vec![input], follows: false }).unwrap_err();
             assert_eq!(e.kind(), Kind::Internal, "{e}");
         }
     }
@@ -334,7 +335,7 @@ fn each_backend_takes_the_precision_it_is_good_at_and_the_user_may_overrule_it()
         if backend == "cuda" {
             continue;
         }
-        let asked = LoadOptions { precision: Some(Precision::Int8), threads: Some(1) };
+        let asked = LoadOptions { precision: Some(Precision::Int8), threads: Some(1), ..F32 };
         let mut network = load(&both, backend, &asked);
         assert_eq!(network.precision(), [Precision::Int8]);
         assert_eq!(load(&only, backend, &LoadOptions::default()).precision(), [Precision::Int8]);
@@ -523,7 +524,7 @@ fn times_of_the_shipped_model() {
     for backend in backends() {
         for precision in [Precision::F32, Precision::Int8] {
             let start = Instant::now();
-            let mut network = load(&model, backend, &LoadOptions { precision: Some(precision), threads: None });
+            let mut network = load(&model, backend, &LoadOptions { precision: Some(precision), ..F32 });
             let loaded = start.elapsed().as_secs_f64();
             let ms = median(Box::new(|| {
                 network.step(Lane(0), &hop).unwrap();
@@ -536,8 +537,8 @@ fn times_of_the_shipped_model() {
         let single = |i: usize| {
             let mut one = model.clone();
             one.manifest.streams = vec![model.manifest.streams[i].clone()];
-            let hop = Hop { frames: vec![hop.frames[i]], inputs: vec![hop.inputs[i].clone()] };
-            (load(&one, "cpu", &LoadOptions { precision: Some(Precision::F32), threads: Some(1) }), hop)
+            let hop = Hop { frames: vec![hop.frames[i]], inputs: vec![hop.inputs[i].clone()], follows: false };
+            (load(&one, "cpu", &LoadOptions { threads: Some(1), ..F32 }), hop)
         };
         let (mut a, mut b) = (single(0), single(1));
         let ms = median(Box::new(|| {

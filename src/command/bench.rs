@@ -19,7 +19,7 @@ use crate::{
     decide::{self, Decider, HopScores},
     error::{Error, Kind, Result},
     event::Event,
-    inference::{self, Hop, Lane, LoadOptions, Network, Tensor},
+    inference::{self, Hop, Lane, LoadOptions, Network, Progress},
     input,
     intake::{Intake, Output},
     model::{Decision, Model},
@@ -126,11 +126,12 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::config(format!("{}: there is no such clip; give one with --source", args.source.display())));
     }
     let model = Model::load(&args.model)?;
-    let (mut network, backend) = inference::load_with(&model, &args.backend, &LoadOptions::default())?;
+    let hop = usize::from(args.hop);
+    let options = LoadOptions { mode: args.mode, hop, ..LoadOptions::default() };
+    let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
     let mut precision: Vec<&str> = network.precision().iter().map(|p| p.name()).collect();
     precision.dedup();
     let precision = precision.join("+");
-    let hop = usize::from(args.hop);
     quiet();
     let mut times = stages(&model, network.as_mut(), &args.source, hop, Duration::from_secs(args.seconds))?;
     let hops_per_s = times.hop.len() as f64 / times.hop.iter().sum::<Duration>().as_secs_f64();
@@ -178,13 +179,11 @@ fn stages(model: &Model, network: &mut dyn Network, clip: &Path, hop: usize, len
     let streams = &model.manifest.streams;
     let names = model.stream_names();
     let mut intake = Intake::new(&specs, Region::WHOLE)?;
-    let ring = Ring::new(Pace::Live, clip::window(model), hop, Arc::new(Bell::default()));
+    let ring = Ring::new(Pace::Live, inference::rhythm(model, network, hop), Arc::new(Bell::default()));
     let mut decider = Decider::new(model, &Decision::default(), hop)?;
     let mut scores = decide::Scores::default();
-    let mut input = Hop {
-        frames: streams.iter().map(|s| s.frames).collect(),
-        inputs: vec![Tensor::F32(Vec::new()); streams.len()],
-    };
+    let mut input = Hop::of(network, streams.len());
+    let mut progress = Progress::default();
     let mut times = Times { inference: vec![Vec::new(); streams.len()], ..Times::default() };
     let bar = ProgressBar::new(length.as_millis() as u64);
     if let Ok(style) = ProgressStyle::with_template("stages   {bar:30} {percent} %  {msg}") {
@@ -213,19 +212,19 @@ fn stages(model: &Model, network: &mut dyn Network, clip: &Path, hop: usize, len
             loop {
                 let before = Instant::now();
                 let step = ring.take(|window| {
-                    for ((stream, &view), tensor) in streams.iter().zip(&view_of_stream).zip(&mut input.inputs) {
-                        input::fill(stream, view, stream.frames, window.len(), |i| window.frame(i), tensor);
-                    }
+                    input::fill_hop(streams, &view_of_stream, window.len(), |i| window.frame(i), &mut input);
                 });
                 let span = match step {
                     None | Some(Step::Ended) => break,
                     Some(Step::Gap { lost }) => {
                         decider.gap(lost);
-                        network.reset(Lane(0));
+                        progress.cut();
+                        network.cut(Lane(0));
                         continue;
                     }
                     Some(Step::Hop(span)) => span,
                 };
+                input.follows = progress.hop(span.last, hop);
                 let logits = &network.step(Lane(0), &input)?.logits;
                 let inferred = Instant::now();
                 let logits: Vec<&[f32]> = logits.iter().map(Vec::as_slice).collect();
@@ -337,13 +336,14 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
             region: Region::WHOLE,
         });
     }
-    let handles: Vec<Arc<Camera>> = configs.iter().map(|c| Camera::new(c, window, hop, bell.clone())).collect();
-    let mut lanes = Vec::new();
-    for camera in &handles {
-        lanes.push((camera.clone(), Decider::new(model, &Decision::default(), hop)?));
-    }
     let identity = Identity { device: "bench".into(), mode: args.mode, hop };
-    let mut recognizer = Recognizer::new(model, backend, identity, lanes)?;
+    let mut recognizer = Recognizer::new(model, backend, identity)?;
+    let mut handles: Vec<Arc<Camera>> = Vec::new();
+    for config in &configs {
+        let camera = Camera::new(config, recognizer.rhythm(), bell.clone());
+        recognizer.add(camera.clone(), Decider::new(model, &Decision::default(), hop)?);
+        handles.push(camera);
+    }
     let shutdown = Shutdown::new();
     let stop = shutdown.clone();
     // The first window has to fill before there is a hop.

@@ -16,10 +16,10 @@ use crate::{
         say, say_json,
         timeline::{self, Seen, Truth},
     },
-    config::DEFAULT_HOP,
+    config::{DEFAULT_HOP, Mode},
     decide::{self, Decider, HopScores, Phase},
     error::{Error, Result},
-    inference::{self, LoadOptions},
+    inference::{self, LoadOptions, Reach},
     model::{By, Model, Precision},
 };
 
@@ -47,7 +47,9 @@ pub struct Args {
     /// Precision of the model's files to use instead of the one that the backend is best at.
     #[arg(long)]
     precision: Option<Precision>,
-    /// Frames from one window to the next.
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+    /// Frames from one hop to the next.
     #[arg(long, default_value_t = DEFAULT_HOP as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
     hop: u16,
     /// Where to draw the confusion matrix.
@@ -63,6 +65,7 @@ pub struct Args {
 struct Report {
     model: String,
     backend: &'static str,
+    mode: &'static str,
     clips: usize,
     /// Fractions of the clips, by stream and `fused`.
     top1: BTreeMap<String, f64>,
@@ -129,7 +132,8 @@ pub fn run(args: &Args) -> Result<()> {
             model.labels.join(", ")
         )));
     }
-    let options = LoadOptions { precision: args.precision, ..LoadOptions::default() };
+    let hop = usize::from(args.hop);
+    let options = LoadOptions { precision: args.precision, mode: args.mode, hop, ..LoadOptions::default() };
     let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
     let by = decide::by_label(&model, &Default::default())?;
     let names: Vec<String> = model.stream_names().iter().map(|n| n.to_string()).chain(["fused".into()]).collect();
@@ -137,6 +141,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut report = Report {
         model: model.manifest.name.clone(),
         backend,
+        mode: args.mode.name(),
         clips: 0,
         top1: BTreeMap::new(),
         top5: BTreeMap::new(),
@@ -154,7 +159,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     for (path, label) in clips {
         bar.set_message(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        let scored = score(&path, label, &model, network.as_mut(), &by, usize::from(args.hop));
+        let scored = score(&path, label, &model, network.as_mut(), &by, hop);
         bar.inc(1);
         let Scored { scores: scored, truths, seen } = match scored {
             Ok(scored) => scored,
@@ -265,14 +270,24 @@ fn score(
             all.push(one.clone());
         }
     }
-    let seen = if truths.is_empty() { Vec::new() } else { events(model, hop, &windows, &clip.ends(model, hop))? };
+    let reach = network.reach();
+    let seen = match truths.is_empty() {
+        true => Vec::new(),
+        false => events(model, hop, &windows, &clip.ends(model, hop, &reach), &reach)?,
+    };
     Ok(Scored { scores: scores.iter().map(|w| clip_scores(w, by)).collect(), truths, seen })
 }
 
 /// Decides a clip's windows as `run` does: events, each with the time at which it was told of.
-fn events(model: &Model, hop: usize, windows: &[decide::Scores], ends: &[usize]) -> Result<Vec<(Seen, f64)>> {
+fn events(
+    model: &Model,
+    hop: usize,
+    windows: &[decide::Scores],
+    ends: &[usize],
+    reach: &Reach,
+) -> Result<Vec<(Seen, f64)>> {
     let seconds = |frame: u64| frame as f64 / FPS as f64;
-    let mut decider = Decider::new(model, &Default::default(), hop)?;
+    let mut decider = Decider::new(model, &Default::default(), hop)?.looking_back(reach.lag);
     let mut open = vec![None; model.labels.len()];
     let mut seen = Vec::new();
     let mut take = |changes: &[decide::Change], last: u64| {
@@ -289,9 +304,9 @@ fn events(model: &Model, hop: usize, windows: &[decide::Scores], ends: &[usize])
             }
         }
     };
-    let reach = clip::window(model);
+    let window = clip::window(model);
     for (scores, &end) in windows.iter().zip(ends) {
-        let (first_frame, last_frame) = (end.saturating_sub(reach) as u64, end as u64 - 1);
+        let (first_frame, last_frame) = (end.saturating_sub(window) as u64, end as u64 - 1);
         take(decider.step(&HopScores { first_frame, last_frame, scores }), last_frame);
     }
     let last = *ends.last().unwrap_or(&1) as u64 - 1;
@@ -439,6 +454,7 @@ mod tests {
         let path = folder.path().join("c.png");
         let report = Report {
             model: "m".into(),
+            mode: "dense",
             backend: "tract",
             clips: 3,
             top1: BTreeMap::new(),

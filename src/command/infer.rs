@@ -27,6 +27,9 @@ pub struct Args {
     precision: Option<Precision>,
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
+    /// Frames from one hop to the next, where the clip is scored hop by hop.
+    #[arg(long, default_value_t = DEFAULT_HOP as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hop: u16,
     /// Print one JSON document and nothing else.
     #[arg(long)]
     json: bool,
@@ -58,9 +61,14 @@ struct Top {
 pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model)?;
     let clip = Clip::read(&args.clip, &model)?;
-    let options = LoadOptions { precision: args.precision, ..LoadOptions::default() };
+    let options = LoadOptions {
+        precision: args.precision,
+        mode: args.mode,
+        hop: usize::from(args.hop),
+        ..LoadOptions::default()
+    };
     let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
-    let logits = clip.whole_video(&model, network.as_mut(), DEFAULT_HOP)?;
+    let logits = clip.whole_video(&model, network.as_mut(), usize::from(args.hop))?;
     let scores = fused(&model, &logits)?;
     let top = |probabilities: &[f32]| {
         let best = ranked(probabilities).into_iter().take(5);

@@ -5,7 +5,6 @@ use std::{path::PathBuf, sync::Arc, thread};
 use super::{check, events::Printer, timeline};
 use crate::{
     camera::Camera,
-    clip,
     config::{self, Mode, Plan},
     decide::{Decider, Phase},
     error::{Error, Kind, Result},
@@ -60,18 +59,19 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&plan.model)?;
     let shutdown = Shutdown::on_signals()?;
     let bell = Arc::new(Bell::default());
-    let window = clip::window(&model);
     let (specs, _) = scale::views(&model.manifest);
 
-    let mut cameras = Vec::new();
-    for camera in &plan.cameras {
-        let decider = Decider::new(&model, &plan.events, plan.hop)?;
-        cameras.push((Camera::new(camera, window, plan.hop, bell.clone()), decider));
-    }
+    let deciders = plan.cameras.iter().map(|_| Decider::new(&model, &plan.events, plan.hop));
+    let deciders = deciders.collect::<Result<Vec<_>>>()?;
     let mut output = Output { journal: Journal::open(&plan.journal)?, printer: Printer::new(), ended: Vec::new() };
     let identity = Identity { device: plan.device.clone(), mode: plan.mode, hop: plan.hop };
-    let handles: Vec<Arc<Camera>> = cameras.iter().map(|(c, _)| c.clone()).collect();
-    let mut recognizer = Recognizer::new(&model, &plan.backends, identity, cameras)?;
+    let mut recognizer = Recognizer::new(&model, &plan.backends, identity)?;
+    let mut handles: Vec<Arc<Camera>> = Vec::new();
+    for (camera, decider) in plan.cameras.iter().zip(deciders) {
+        let camera = Camera::new(camera, recognizer.rhythm(), bell.clone());
+        recognizer.add(camera.clone(), decider);
+        handles.push(camera);
+    }
     log::info!(
         "{} on {} ({}), {} windows, a hop of {} frames; journal in {}",
         model.manifest.name,

@@ -37,10 +37,6 @@ impl Tensor {
         self.shape[self.axis] as i64
     }
 
-    /// Values of one column.
-    pub fn column_size(&self) -> usize {
-        self.shape.iter().enumerate().filter(|(i, _)| *i != self.axis).map(|(_, n)| n).product()
-    }
 }
 
 pub(super) struct Node {

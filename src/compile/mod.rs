@@ -24,6 +24,8 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use tract_onnx::pb::tensor_proto::DataType;
+
 use crate::{
     config::Mode,
     error::{Error, Result},
@@ -66,6 +68,14 @@ pub struct Program {
     /// Multiply-adds of the dense window, and of a hop.
     pub macs_dense: u64,
     pub macs: u64,
+}
+
+impl Program {
+    /// What a camera's states take.
+    pub fn state_bytes(&self) -> usize {
+        let of = |s: &State| s.shape.iter().product::<usize>() * if s.dtype == DataType::Float as i32 { 4 } else { 1 };
+        self.states.iter().map(of).sum()
+    }
 }
 
 /// A tensor that a hop gives to the next.

@@ -15,6 +15,8 @@ use tract_onnx::{
 };
 
 use crate::{
+    compile::{self, Program},
+    config::Mode,
     error::{Error, Result},
     model::{Dtype, File, Layout, Model, Stream},
 };
@@ -28,6 +30,34 @@ pub(super) struct Graph {
     /// The graph's inputs in its own order, initializers left out.
     pub inputs: Vec<Port>,
     pub outputs: Vec<Port>,
+    /// What is carried from step to step, as it goes in and as it comes out. A graph that only begins a state takes none.
+    pub states_in: Vec<StatePort>,
+    pub states_out: Vec<String>,
+}
+
+/// A state as it goes in.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct StatePort {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub element: Element,
+}
+
+/// What a state is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Element {
+    F32,
+    I8,
+    U8,
+}
+
+/// A stream's graphs for a mode that computes only what is new.
+pub(super) struct Stepped {
+    pub hop: Graph,
+    /// Window mode's first hop.
+    pub prime: Option<Graph>,
+    /// Without its graphs, which are those.
+    pub program: Program,
 }
 
 /// An input or output as the graph declares it.
@@ -66,9 +96,83 @@ impl Graph {
         let has_value = |name: &str| graph.initializer.iter().any(|t| t.name == name);
         let inputs = graph.input.iter().filter(|v| !has_value(&v.name)).map(port).collect();
         let outputs = graph.output.iter().map(port).collect();
-        let graph = Graph { path, sha256: file.sha256.to_lowercase(), bytes, inputs, outputs };
+        let state = |s: &crate::model::State| StatePort {
+            name: s.input.clone(),
+            shape: s.shape.clone(),
+            element: Element::F32,
+        };
+        let graph = Graph {
+            path,
+            sha256: file.sha256.to_lowercase(),
+            bytes,
+            inputs,
+            outputs,
+            states_in: stream.state.iter().map(state).collect(),
+            states_out: stream.state.iter().map(|s| s.output.clone()).collect(),
+        };
         graph.check(stream, model.labels.len()).map_err(|e| e.context(graph.path.display()))?;
         Ok(graph)
+    }
+
+    /// The graph as a mode computes it; None in mode dense.
+    ///
+    /// Errors: as [`compile::compile`].
+    pub fn stepped(&self, stream: &Stream, mode: Mode, hop: usize, columns: Option<usize>) -> Result<Option<Stepped>> {
+        if mode == Mode::Dense {
+            return Ok(None);
+        }
+        let cannot = |what: String| Error::model(format!("mode {} can't be had: {what}", mode.name()));
+        let axis = time_axis(stream.layout).ok_or_else(|| cannot("its input has no time axis".into()))?;
+        if !stream.state.is_empty() {
+            return Err(cannot("it carries a state of its own already; use mode dense".into()));
+        }
+        if !hop.is_multiple_of(stream.step) {
+            return Err(Error::config(format!(
+                "it takes every {}th frame, so a hop must be a multiple of that, and {hop} is none",
+                stream.step
+            )));
+        }
+        let request = compile::Request {
+            graph: &self.bytes,
+            input: &stream.input,
+            shape: stream.shape(stream.frames),
+            axis,
+            output: &stream.output,
+            mode,
+            hop: hop / stream.step,
+            columns,
+        };
+        let mut program = compile::compile(&request).map_err(|e| e.context(self.path.display()))?;
+        let element = |s: &compile::State| match DataType::try_from(s.dtype) {
+            Ok(DataType::Float) => Ok(Element::F32),
+            Ok(DataType::Int8) => Ok(Element::I8),
+            Ok(DataType::Uint8) => Ok(Element::U8),
+            _ => Err(cannot(format!("`{}` would be kept as {}", s.input, dtype_name(s.dtype)))),
+        };
+        let ports = program
+            .states
+            .iter()
+            .map(|s| Ok(StatePort { name: s.input.clone(), shape: s.shape.clone(), element: element(s)? }));
+        let states_in = ports.collect::<Result<Vec<_>>>()?;
+        let states_out: Vec<String> = program.states.iter().map(|s| s.output.clone()).collect();
+        let like_this = |what: &str, bytes: Vec<u8>, states_in: Vec<StatePort>| {
+            let named = |name: &String| Port { name: name.clone(), dtype: 0, dims: None };
+            let all_in = std::iter::once(&stream.input).chain(states_in.iter().map(|s| &s.name));
+            let all_out = std::iter::once(&stream.output).chain(&states_out);
+            Graph {
+                path: self.path.clone(),
+                // What a provider keeps of a graph it keeps apart for each way it is computed.
+                sha256: format!("{}-{what}-{}-{hop}-{}", self.sha256, mode.name(), columns.unwrap_or(0)),
+                inputs: all_in.map(named).collect(),
+                outputs: all_out.map(named).collect(),
+                bytes,
+                states_out: states_out.clone(),
+                states_in,
+            }
+        };
+        let prime = program.prime.take().map(|bytes| like_this("prime", bytes, Vec::new()));
+        let hop = like_this("hop", std::mem::take(&mut program.graph), states_in);
+        Ok(Some(Stepped { hop, prime, program }))
     }
 
     /// The graph in tract's terms.
@@ -97,7 +201,7 @@ impl Graph {
 
     /// The shape that each input has when the stream gets `frames` frames, in the graph's order.
     pub fn input_shapes(&self, stream: &Stream, frames: usize) -> Vec<Vec<usize>> {
-        let shape = |port: &Port| match stream.state.iter().find(|s| s.input == port.name) {
+        let shape = |port: &Port| match self.states_in.iter().find(|s| s.name == port.name) {
             Some(state) => state.shape.clone(),
             None => stream.shape(frames),
         };

@@ -11,9 +11,10 @@ use std::{
 };
 
 use crate::{
-    config::nearest,
+    config::{DEFAULT_HOP, Mode, nearest},
     error::{Error, Result},
     model::{File, Model, Precision, Stream},
+    ring::Rhythm,
 };
 
 /// Which camera a hop belongs to. State that a network carries from hop to hop is kept per lane.
@@ -34,6 +35,20 @@ pub struct Hop {
     /// the stream's graph has a symbolic time axis.
     pub frames: Vec<usize>,
     pub inputs: Vec<Tensor>,
+    /// Whether its new frames are those right behind the lane's hop before. Where they are not, window mode computes the
+    /// window whole, and the other modes take it for a cut in the video.
+    pub follows: bool,
+}
+
+impl Hop {
+    /// An empty one, of as many frames for each stream as `network` takes at a hop.
+    pub fn of(network: &dyn Network, streams: usize) -> Hop {
+        Hop {
+            frames: (0..streams).map(|s| network.frames(s)).collect(),
+            inputs: vec![Tensor::F32(Vec::new()); streams],
+            follows: false,
+        }
+    }
 }
 
 /// What a network answers: the raw logits of each stream, in the manifest's order.
@@ -55,12 +70,22 @@ pub trait Backend {
 }
 
 /// What a user may ask of a backend.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
     /// The precision of the files to use instead of the one that the backend is best at.
     pub precision: Option<Precision>,
     /// Threads of a backend that computes on the CPU; as many as there are physical cores where it is left out.
     pub threads: Option<usize>,
+    /// How a hop is computed.
+    pub mode: Mode,
+    /// Frames from one hop to the next: what the modes that compute only what is new are compiled for.
+    pub hop: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { precision: None, threads: None, mode: Mode::Dense, hop: DEFAULT_HOP }
+    }
 }
 
 impl LoadOptions {
@@ -110,6 +135,75 @@ pub trait Network: Send {
 
     /// Whether a stream takes hops of any number of frames: its graph's time axis is symbolic.
     fn any_length(&self, stream: usize) -> bool;
+
+    /// Frames were lost between this lane's last hop and the next: a state that belongs to a window is forgotten; one
+    /// that carries on keeps what it has.
+    fn cut(&mut self, lane: Lane);
+
+    /// How many frames of its own a stream takes at each hop: its window, or fewer in a mode that carries states.
+    fn frames(&self, stream: usize) -> usize;
+
+    /// How the mode's scores lie in time, and what they cost.
+    fn reach(&self) -> Reach;
+}
+
+/// How a camera's ring must hand out frames for a network.
+pub fn rhythm(model: &Model, network: &dyn Network, hop: usize) -> Rhythm {
+    let streams = model.manifest.streams.iter().enumerate();
+    let reach = streams.map(|(i, s)| Stream { frames: network.frames(i), ..s.clone() }.reach());
+    Rhythm { window: reach.max().unwrap_or(1), hop, carried: network.reach().carried }
+}
+
+/// What a mode's scores look at, all streams together.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Reach {
+    /// Whether states are carried on from hop to hop without an end, so that a hop takes its own frames only.
+    pub carried: bool,
+    /// Frames that must have come since the beginning or a cut before a score depends on nothing from before it; 0
+    /// where each score is of one window.
+    pub warm_after: usize,
+    /// How many frames further back than a dense window's scores these look.
+    pub lag: f32,
+    /// Multiply-adds of a hop, and of a dense window; 0 where the graph was not compiled.
+    pub macs: u64,
+    pub macs_dense: u64,
+    /// What a camera's states take.
+    pub state_bytes: usize,
+}
+
+/// Where a camera's hops stand: what each one's scores may be taken for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    last: Option<u64>,
+    /// Frames in hops since the beginning or the last cut, and since the states were zero.
+    since_cut: usize,
+    since_zero: usize,
+}
+
+impl Progress {
+    /// A hop up to frame `last` will be run: whether its frames follow those of the hop before.
+    pub fn hop(&mut self, last: u64, hop: usize) -> bool {
+        let follows = self.last.is_some_and(|before| before + hop as u64 == last);
+        self.last = Some(last);
+        self.since_cut += hop;
+        self.since_zero += hop;
+        follows
+    }
+
+    pub fn cut(&mut self) {
+        self.last = None;
+        self.since_cut = 0;
+    }
+
+    /// Whether the last hop's scores still see what lay before the beginning or a cut.
+    pub fn is_warming(&self, reach: &Reach) -> bool {
+        self.since_cut < reach.warm_after
+    }
+
+    /// Whether there are not even as many frames as a window has behind the last hop's scores.
+    pub fn is_cold(&self, reach: &Reach, window: usize) -> bool {
+        reach.carried && self.since_zero < window
+    }
 }
 
 /// Tried in this order where the user gives none: the fastest first.

@@ -23,12 +23,12 @@ use ort::{
         builder::{GraphOptimizationLevel, SessionBuilder},
     },
     sys::{OrtApiBase, OrtStatusPtr, OrtValue},
-    value::{PrimitiveTensorElementType, Tensor as Values, TensorElementType},
+    value::{DynValue, PrimitiveTensorElementType, Tensor as Values, TensorElementType},
 };
 
 use super::{
     Availability, Backend, LoadOptions, Network, Tensor, file,
-    graph::Graph,
+    graph::{Element, Graph, StatePort},
     streams::{Engine, Prepared, Streams},
 };
 use crate::{
@@ -217,25 +217,24 @@ impl Backend for OnnxRuntime {
         if provider == OnnxRuntime::TensorRt {
             log::info!("TensorRT may build its engines for minutes the first time; they are kept");
         }
-        let streams = Streams::new(model, |stream| {
+        let streams = Streams::new(model, options, |stream| {
             let file = file(stream, provider.preferred(), options)?;
             let precision = file.precision;
             let graph = Graph::read(model, stream, file)?;
-            let any_length = graph.any_length(stream);
             let stream = stream.clone();
             // One session serves all lengths where the provider takes open shapes.
-            let mut open: Option<Arc<Session>> = None;
-            let build = move |frames| {
+            let mut open: Option<(String, Arc<Session>)> = None;
+            let build = move |graph: &Graph, frames| {
                 let session = match &open {
-                    Some(session) => session.clone(),
-                    None => Arc::new(session(provider, &graph, &stream, frames, precision, threads)?),
+                    Some((of, session)) if *of == graph.sha256 => session.clone(),
+                    _ => Arc::new(session(provider, graph, &stream, frames, precision, threads)?),
                 };
                 if !provider.wants_fixed_shapes() {
-                    open = Some(session.clone());
+                    open = Some((graph.sha256.clone(), session.clone()));
                 }
-                Loaded::new(session, &graph, &stream, frames)
+                Loaded::new(session, graph, &stream, frames)
             };
-            Ok(Prepared { precision, any_length, build: Box::new(build) })
+            Ok(Prepared { precision, graph, build: Box::new(build) })
         })?;
         Ok(Box::new(streams))
     }
@@ -290,7 +289,7 @@ struct Loaded {
     /// each state.
     input_names: Vec<CString>,
     output_names: Vec<CString>,
-    state_shapes: Vec<Vec<usize>>,
+    states: Vec<StatePort>,
     /// Room for a step's pointers, so that a step allocates nothing.
     room: Room,
 }
@@ -326,7 +325,7 @@ impl Drop for Owned {
 
 /// A lane's state: zeros of our own at first, then what the step before gave, never copied.
 pub enum StateValue {
-    Zero(Values<f32>),
+    Zero(DynValue),
     Carried(Owned),
 }
 
@@ -355,10 +354,9 @@ impl Loaded {
         Ok(Loaded {
             session,
             input: input.map_err(|e| Error::internal(format!("no input buffer: {e}")))?,
-            input_names: c_names(&stream.input, stream.state.iter().map(|s| &s.input).collect()).map_err(bad_name)?,
-            output_names: c_names(&stream.output, stream.state.iter().map(|s| &s.output).collect())
-                .map_err(bad_name)?,
-            state_shapes: stream.state.iter().map(|s| s.shape.clone()).collect(),
+            input_names: c_names(&stream.input, graph.states_in.iter().map(|s| &s.name).collect()).map_err(bad_name)?,
+            output_names: c_names(&stream.output, graph.states_out.iter().collect()).map_err(bad_name)?,
+            states: graph.states_in.clone(),
             room: Room::default(),
         })
     }
@@ -368,10 +366,15 @@ impl Engine for Loaded {
     type State = Vec<StateValue>;
 
     fn zero(&self) -> Result<Self::State> {
-        let zero = |shape: &Vec<usize>| {
-            Values::from_array((shape.as_slice(), vec![0f32; shape.iter().product()])).map(StateValue::Zero)
+        let zero = |s: &StatePort| {
+            let (shape, n) = (s.shape.as_slice(), s.shape.iter().product());
+            Ok(StateValue::Zero(match s.element {
+                Element::F32 => Values::from_array((shape, vec![0f32; n]))?.into_dyn(),
+                Element::I8 => Values::from_array((shape, vec![0i8; n]))?.into_dyn(),
+                Element::U8 => Values::from_array((shape, vec![0u8; n]))?.into_dyn(),
+            }))
         };
-        let zeros: ort::Result<_> = self.state_shapes.iter().map(zero).collect();
+        let zeros: ort::Result<_> = self.states.iter().map(zero).collect();
         zeros.map_err(|e| Error::internal(format!("no state: {e}")))
     }
 
@@ -388,7 +391,9 @@ impl Engine for Loaded {
         room.output_names.extend(self.output_names.iter().map(|n| n.as_ptr()));
         room.inputs.clear();
         room.inputs.push(value);
-        room.inputs.extend(state.iter().map(StateValue::ptr));
+        if !self.states.is_empty() {
+            room.inputs.extend(state.iter().map(StateValue::ptr));
+        }
         room.outputs.clear();
         room.outputs.resize(self.output_names.len(), ptr::null_mut());
 
@@ -411,8 +416,9 @@ impl Engine for Loaded {
         let mut outputs =
             room.outputs.iter().map(|p| ptr::NonNull::new(*p).map(Owned).ok_or_else(|| Error::internal("no output")));
         let first = outputs.next().unwrap_or_else(|| Err(Error::internal("no output")))?;
-        for (value, output) in state.iter_mut().zip(outputs) {
-            *value = StateValue::Carried(output?);
+        state.clear();
+        for output in outputs {
+            state.push(StateValue::Carried(output?));
         }
         copy_floats(&first, logits)
     }

@@ -12,7 +12,7 @@ use tract_onnx::{tract_core::internal::DatumTypeExt, tract_hir::infer::Factoid};
 
 use super::{
     Availability, Backend, LoadOptions, Network, Tensor, file,
-    graph::Graph,
+    graph::{Element, Graph, StatePort},
     streams::{Engine, Prepared, Streams},
 };
 use crate::{
@@ -31,17 +31,16 @@ impl Backend for Tract {
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Network>> {
         let threads = options.threads();
         let executor = if threads > 1 { Executor::multithread(threads) } else { Executor::SingleThread };
-        let streams = Streams::new(model, |stream| {
+        let streams = Streams::new(model, options, |stream| {
             let file = file(stream, &[Precision::F32, Precision::Int8], options)?;
             let precision = file.precision;
             if precision == Precision::Int8 {
                 log::warn!("stream `{}` comes in int8 only, which tract runs slower than f32", stream.name);
             }
             let graph = Graph::read(model, stream, file)?;
-            let any_length = graph.any_length(stream);
             let (stream, executor) = (stream.clone(), executor.clone());
-            let build = move |frames| Compiled::new(&graph, &stream, frames, &executor);
-            Ok(Prepared { precision, any_length, build: Box::new(build) })
+            let build = move |graph: &Graph, frames| Compiled::new(graph, &stream, frames, &executor);
+            Ok(Prepared { precision, graph, build: Box::new(build) })
         })?;
         Ok(Box::new(streams))
     }
@@ -60,7 +59,7 @@ struct Compiled {
     logits: usize,
     state_inputs: Vec<usize>,
     state_outputs: Vec<usize>,
-    state_shapes: Vec<Vec<usize>>,
+    states: Vec<StatePort>,
 }
 
 impl Compiled {
@@ -78,28 +77,27 @@ impl Compiled {
             shape: stream.shape(frames),
             input: graph.input_index(&stream.input)?,
             logits: graph.output_index(&stream.output)?,
-            state_inputs: stream.state.iter().map(|s| graph.input_index(&s.input)).collect::<Result<_>>()?,
-            state_outputs: stream.state.iter().map(|s| graph.output_index(&s.output)).collect::<Result<_>>()?,
-            state_shapes: stream.state.iter().map(|s| s.shape.clone()).collect(),
+            state_inputs: graph.states_in.iter().map(|s| graph.input_index(&s.name)).collect::<Result<_>>()?,
+            state_outputs: graph.states_out.iter().map(|s| graph.output_index(s)).collect::<Result<_>>()?,
+            states: graph.states_in.clone(),
         })
     }
 
-    fn try_run(&mut self, input: &Tensor, state: &mut [TValue], logits: &mut Vec<f32>) -> TractResult<()> {
+    fn try_run(&mut self, input: &Tensor, state: &mut Vec<TValue>, logits: &mut Vec<f32>) -> TractResult<()> {
         let values = match input {
             Tensor::F32(values) => Values::from_shape(&self.shape, values)?,
             Tensor::U8(values) => Values::from_shape(&self.shape, values)?,
         };
-        let mut inputs: TVec<TValue> = tvec![values.into_tvalue(); 1 + state.len()];
+        let mut inputs: TVec<TValue> = tvec![values.into_tvalue(); 1 + self.state_inputs.len()];
         inputs.swap(0, self.input);
-        for (value, &at) in state.iter().zip(&self.state_inputs) {
-            inputs[at] = value.clone();
+        for (value, &at) in state.drain(..).zip(&self.state_inputs) {
+            inputs[at] = value;
         }
         let outputs = self.state.run(inputs)?;
         logits.clear();
         logits.extend_from_slice(outputs[self.logits].try_as_plain_ram()?.as_slice::<f32>()?);
-        for (value, &at) in state.iter_mut().zip(&self.state_outputs) {
-            *value = outputs[at].clone();
-        }
+        state.clear();
+        state.extend(self.state_outputs.iter().map(|&at| outputs[at].clone()));
         Ok(())
     }
 }
@@ -120,8 +118,13 @@ impl Engine for Compiled {
     type State = Vec<TValue>;
 
     fn zero(&self) -> Result<Self::State> {
-        let zero = |shape: &Vec<usize>| Values::zero::<f32>(shape).map(IntoTValue::into_tvalue);
-        let zeros: TractResult<Vec<TValue>> = self.state_shapes.iter().map(zero).collect();
+        let zero = |s: &StatePort| match s.element {
+            Element::F32 => Values::zero::<f32>(&s.shape),
+            Element::I8 => Values::zero::<i8>(&s.shape),
+            Element::U8 => Values::zero::<u8>(&s.shape),
+        };
+        let zeros: TractResult<Vec<TValue>> =
+            self.states.iter().map(|s| zero(s).map(IntoTValue::into_tvalue)).collect();
         zeros.map_err(|e| Error::internal(format!("no state: {e:#}")))
     }
 

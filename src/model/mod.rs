@@ -50,6 +50,16 @@ pub struct Manifest {
     pub streams: Vec<Stream>,
     #[serde(default)]
     pub decision: Decision,
+    #[serde(default)]
+    pub continuous: Continuous,
+}
+
+/// What mode `continuous` does with this model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Continuous {
+    /// How many of the last columns of logits a hop's score is the mean of; as many as a window has where it is left out.
+    pub columns: Option<usize>,
 }
 
 /// How the streams' logits become one score a label.
@@ -435,6 +445,9 @@ impl Model {
                     return wrong(format!("a second file of precision {}", file.precision.name()));
                 }
             }
+        }
+        if m.continuous.columns.is_some_and(|k| !(1..=1024).contains(&k)) {
+            return wrong("continuous: columns is not within 1..1024".into());
         }
         let stream_names: Vec<&str> = m.streams.iter().map(|s| s.name.as_str()).collect();
         let weights = m.fusion.weights.iter().chain(m.fusion.label.values().flatten());
