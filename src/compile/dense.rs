@@ -36,7 +36,6 @@ impl Tensor {
     pub fn columns(&self) -> i64 {
         self.shape[self.axis] as i64
     }
-
 }
 
 pub(super) struct Node {

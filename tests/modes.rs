@@ -1,0 +1,196 @@
+//! The window modes as the product runs them: the shipped model on every backend that this machine has. The proof on
+//! random networks is in `src/compile/tests.rs`.
+
+#[path = "common/onnx.rs"]
+#[allow(dead_code)]
+mod onnx;
+
+use std::path::Path;
+
+use actiond::{
+    config::Mode,
+    inference::{self, Hop, Lane, LoadOptions, Network, Tensor},
+    model::{Model, Precision, Stream},
+};
+use onnx::Random;
+
+const HOP: usize = 8;
+
+fn shipped() -> Model {
+    Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default")).unwrap()
+}
+
+fn usable() -> Vec<&'static str> {
+    let all = inference::available();
+    for missing in all.iter().filter(|a| !a.usable) {
+        eprintln!("skipped: {} ({})", missing.name, missing.found);
+    }
+    all.iter().filter(|a| a.usable).map(|a| a.name).collect()
+}
+
+fn load(model: &Model, backend: &str, precision: Precision, mode: Mode) -> Box<dyn Network> {
+    let options = LoadOptions { precision: Some(precision), mode, hop: HOP, ..LoadOptions::default() };
+    inference::load_with(model, &[backend.into()], &options).unwrap().0
+}
+
+/// A moving pattern with noise on it, frame by frame, for each stream: what convolutions answer to.
+struct Video(Vec<Vec<Vec<f32>>>);
+
+impl Video {
+    fn new(model: &Model, frames: usize, seed: u64) -> Video {
+        let mut random = Random(seed);
+        let stream = |s: &Stream| {
+            let [w, h] = s.size;
+            let frame = |t: usize| {
+                let pixel = |i: usize| {
+                    let (c, x, y) = (i / (w * h), i % w, i / w % h);
+                    let wave = ((x as f32 * 0.21 + y as f32 * 0.13 + c as f32) - t as f32 * 0.7).sin();
+                    (wave * 0.6, c)
+                };
+                (0..s.channels() * w * h).map(|i| pixel(i).0).collect::<Vec<f32>>()
+            };
+            (0..frames).map(frame).collect::<Vec<_>>()
+        };
+        let mut all: Vec<Vec<Vec<f32>>> = model.manifest.streams.iter().map(stream).collect();
+        for value in all.iter_mut().flatten().flatten() {
+            *value += 0.3 * random.float();
+        }
+        Video(all)
+    }
+
+    /// The hop that ends before frame `end`, of as many frames as the network takes; before the first is the first.
+    fn hop(&self, model: &Model, network: &dyn Network, end: usize, follows: bool) -> Hop {
+        let mut hop = Hop::of(network, self.0.len());
+        for (s, stream) in model.manifest.streams.iter().enumerate() {
+            let n = hop.frames[s];
+            let plane = stream.size[0] * stream.size[1];
+            let mut values = Vec::with_capacity(n * stream.channels() * plane);
+            for c in 0..stream.channels() {
+                for back in (0..n).rev() {
+                    values.extend(&self.0[s][(end - 1).saturating_sub(back)][c * plane..][..plane]);
+                }
+            }
+            hop.inputs[s] = Tensor::F32(values);
+        }
+        hop.follows = follows;
+        hop
+    }
+
+    /// Every hop's logits from `first` on; in a mode that carries states, hops before that go in as well.
+    fn scores(&self, model: &Model, network: &mut dyn Network, first: usize) -> Vec<Vec<Vec<f32>>> {
+        let begin = if network.reach().carried { HOP } else { first };
+        let mut scores = Vec::new();
+        for end in (begin..=self.0[0].len()).step_by(HOP) {
+            let hop = self.hop(model, network, end, end > begin);
+            let logits = network.step(Lane(0), &hop).unwrap().logits.clone();
+            if end >= first {
+                scores.push(logits);
+            }
+        }
+        scores
+    }
+}
+
+fn far(a: &[Vec<Vec<f32>>], b: &[Vec<Vec<f32>>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let (a, b) = (a.iter().flatten().flatten(), b.iter().flatten().flatten());
+    a.zip(b).map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() }).fold(0.0, f32::max)
+}
+
+#[test]
+fn window_mode_is_dense_mode_on_every_backend_in_every_precision() {
+    let model = shipped();
+    let video = Video::new(&model, 64 + 9 * HOP, 1);
+    for backend in usable() {
+        for precision in [Precision::F32, Precision::Int8] {
+            if backend == "tract" && precision == Precision::Int8 {
+                // It runs f32 by choice, and quantized graphs for minutes.
+                continue;
+            }
+            let dense = video.scores(&model, load(&model, backend, precision, Mode::Dense).as_mut(), 64);
+            let mut network = load(&model, backend, precision, Mode::Window);
+            let window = video.scores(&model, network.as_mut(), 64);
+            let difference = far(&dense, &window);
+            eprintln!("{backend} {}: window and dense differ by {difference}", precision.name());
+            // Integers are exact. Floats may be added in another order where a kernel is chosen by the number of columns,
+            // and OpenVINO rounds at other places of a graph that it fuses otherwise: a tenth of what INT8 costs.
+            let most = match (backend, precision) {
+                ("cpu", Precision::Int8) => 0.0,
+                (_, Precision::Int8) => 0.02,
+                _ => 2e-5,
+            };
+            assert!(difference <= most, "{backend} {}: {difference}", precision.name());
+            assert!(far(&dense, &dense[1..].iter().chain(&dense[..1]).cloned().collect::<Vec<_>>()) > 0.05);
+            // A cut: the window behind it is computed whole, whatever the states say.
+            network.cut(Lane(0));
+            let again = network.step(Lane(0), &video.hop(&model, network.as_ref(), 64, false)).unwrap().logits.clone();
+            assert!(far(&[again], &dense[..1]) <= most);
+            assert!(network.reach().macs < network.reach().macs_dense * 3 / 4);
+        }
+    }
+}
+
+#[test]
+fn carried_and_continuous_mode_give_the_same_numbers_on_every_backend() {
+    let model = shipped();
+    let video = Video::new(&model, 20 * HOP, 2);
+    for mode in [Mode::Carried, Mode::Continuous] {
+        let mut tract = load(&model, "tract", Precision::F32, mode);
+        let expected = video.scores(&model, tract.as_mut(), 64);
+        let reach = tract.reach();
+        assert!(reach.carried && reach.warm_after > 64 && reach.macs * 3 < reach.macs_dense, "{reach:?}");
+        for backend in usable() {
+            if backend != "tract" {
+                let scores = video.scores(&model, load(&model, backend, Precision::F32, mode).as_mut(), 64);
+                let difference = far(&expected, &scores);
+                eprintln!("{backend} f32 {}: differs from tract by {difference}", mode.name());
+                assert!(difference < 1e-4, "{backend}: {difference}");
+                let int8 = video.scores(&model, load(&model, backend, Precision::Int8, mode).as_mut(), 64);
+                let difference = far(&expected, &int8);
+                eprintln!("{backend} int8 {}: differs from f32 by {difference}", mode.name());
+                // As far as INT8 is from f32 in dense mode.
+                assert!(difference < 2.0, "{backend}: {difference}");
+            }
+        }
+    }
+}
+
+/// The same clip on two lanes, one a hop late: neither disturbs the other.
+#[test]
+fn every_camera_has_states_of_its_own() {
+    let model = shipped();
+    let video = Video::new(&model, 14 * HOP, 3);
+    for backend in usable() {
+        for mode in [Mode::Window, Mode::Continuous] {
+            let mut network = load(&model, backend, Precision::F32, mode);
+            let alone = video.scores(&model, network.as_mut(), 64);
+            network.reset(Lane(0));
+            let begin = if mode == Mode::Window { 64 } else { HOP };
+            let mut both = [Vec::new(), Vec::new()];
+            for end in (begin..=14 * HOP).step_by(HOP) {
+                for (lane, end) in [(0, end), (1, end - HOP)] {
+                    if end >= begin {
+                        let hop = video.hop(&model, network.as_ref(), end, end > begin);
+                        let logits = network.step(Lane(lane), &hop).unwrap().logits.clone();
+                        if end >= 64 {
+                            both[lane].push(logits);
+                        }
+                    }
+                }
+            }
+            assert_eq!(far(&both[0], &alone), 0.0, "{backend} {}", mode.name());
+            assert_eq!(far(&both[1], &alone[..both[1].len()]), 0.0, "{backend} {}", mode.name());
+        }
+    }
+}
+
+/// What can't be had is refused with what would help.
+#[test]
+fn a_hop_that_does_not_fit_names_the_next_that_does() {
+    let model = shipped();
+    for (hop, next) in [(1, "8"), (12, "16"), (20, "24")] {
+        let options = LoadOptions { mode: Mode::Window, hop, ..LoadOptions::default() };
+        let e = inference::load_with(&model, &["tract".into()], &options).err().unwrap();
+        assert!(e.to_string().contains(&format!("--hop {next}")), "{e}");
+    }
+}
