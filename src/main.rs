@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use actiond::command::{bench, check, doctor, eval, events, infer, run};
+use actiond::command::{bench, check, compile, doctor, eval, events, infer, run};
 use clap::Parser;
 
 /// Recognizes human actions live in video, on the device.
@@ -25,6 +25,8 @@ enum Command {
     Eval(eval::Args),
     /// Measure what this machine does with a model: each stage, and how many live cameras
     Bench(bench::Args),
+    /// Write a model's graphs for a mode that computes only what is new, and tell what that saves
+    Compile(compile::Args),
     /// Read the journal
     Events(events::Args),
 }
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Infer(args) => infer::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Compile(args) => compile::run(&args),
         Command::Events(args) => events::run(&args),
     };
     match result {

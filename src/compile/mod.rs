@@ -63,6 +63,8 @@ pub struct Program {
     pub states: Vec<State>,
     /// Columns that must have gone in before a score depends on nothing from before the beginning; 0 in window mode.
     pub warm_after: usize,
+    /// Columns of logits that a score is made of.
+    pub used: usize,
     /// How many input columns later than the dense window's scores these are: they look at a place further back.
     pub lag: f32,
     /// Multiply-adds of the dense window, and of a hop.
@@ -76,6 +78,19 @@ impl Program {
         let of = |s: &State| s.shape.iter().product::<usize>() * if s.dtype == DataType::Float as i32 { 4 } else { 1 };
         self.states.iter().map(of).sum()
     }
+}
+
+/// The dense graph over `frames` columns of input whose score a hop's of this program must be, once that many have gone
+/// in: what the mode stands for, computed plainly. In window mode that is the window.
+pub fn reference(request: &Request, program: &Program, frames: usize) -> Result<Vec<u8>> {
+    let mut shape = request.shape.clone();
+    shape[request.axis] = frames;
+    let input = dense::Input { name: request.input, shape, axis: request.axis, output: request.output };
+    let dense = dense::read(request.graph, &input)?;
+    let columns = columns::columns(&dense, request.mode, frames as i64, request.hop as i64)?;
+    let k = Some(program.used as i64);
+    let (written, _) = write::write(&dense, &columns, request.mode, k, Kind::Reference, &Kept::new())?;
+    Ok(write::encode(&written.model))
 }
 
 /// A tensor that a hop gives to the next.
@@ -136,6 +151,7 @@ pub fn compile(request: &Request) -> Result<Program> {
         states: written.states,
         warm_after,
         lag,
+        used: used as usize,
         macs_dense,
         macs: written.macs,
     })

@@ -41,6 +41,8 @@ pub(super) enum Kind {
     Hop,
     /// The dense window's, which gives the states of a hop's besides.
     Prime,
+    /// One dense run over everything, of which the columns are taken that a hop's score stands for.
+    Reference,
 }
 
 /// First columns that are kept, by tensor; for the input, which is not kept but given anew, the first that a hop takes.
@@ -97,7 +99,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn whole(&self, id: Id) -> bool {
-        self.kind == Kind::Prime || self.columns[id].whole
+        self.kind != Kind::Hop || self.columns[id].whole
     }
 
     fn run(&mut self, k: Option<i64>) -> Result<(Written, Kept)> {
@@ -115,7 +117,9 @@ impl Writer<'_> {
                         Mode::Continuous => (from + c.end(self.mode) - c.count, to + c.end(self.mode) - c.count),
                         _ => (from, to),
                     };
-                    if let (Some(k), Mode::Continuous, true) = (k, self.mode, mean) {
+                    if let Some(k) = k
+                        && (self.kind == Kind::Reference || (self.mode == Mode::Continuous && mean))
+                    {
                         from = to - k;
                     }
                     last = Some((input, to - from));
@@ -163,7 +167,7 @@ impl Writer<'_> {
             states.push(State { input: state_name(name), output, shape, dtype: dense.tensors[id].dtype as i32 });
         }
         let input = &dense.tensors[dense.input];
-        let frames = self.columns[dense.input].base - self.input_from();
+        let frames = self.columns[dense.input].base - self.given_from();
         let mut model = dense.model.clone();
         let graph = model.graph.get_or_insert_default();
         let mut shape = input.shape.clone();
@@ -181,12 +185,8 @@ impl Writer<'_> {
         let of = |n: &NodeProto| n.output.first().and_then(|name| self.macs.get(name)).copied().unwrap_or(0);
         let macs = graph.node.iter().map(of).sum();
         let mut needs = std::mem::take(&mut self.needs);
-        needs.insert(dense.input, self.input_from());
+        needs.insert(dense.input, self.input_from.min(self.columns[dense.input].base - 1));
         Ok((Written { model, states, frames, macs, last }, needs))
-    }
-
-    fn input_from(&self) -> i64 {
-        if self.mode == Mode::Window { 0 } else { self.input_from.min(self.columns[self.dense.input].base - 1) }
     }
 
     fn push(&mut self, proto: NodeProto, macs: u64) {
@@ -216,7 +216,7 @@ impl Writer<'_> {
             (node.rule, node.inputs.iter().flatten().next(), node.outputs.first())
         {
             need = needed(&slide, from, to);
-            let edges = self.mode != Mode::Continuous;
+            let edges = self.kind == Kind::Reference || self.mode != Mode::Continuous;
             // Padding where the window begins and where it ends, and nowhere else.
             let begins = from == 0 && (self.whole(out) || self.mode == Mode::Window);
             let ends = edges && to == self.columns[out].count;
@@ -354,10 +354,10 @@ impl Writer<'_> {
 
     /// Where the graph's input begins: known once everything was asked for, so the graph is written twice.
     fn given_from(&self) -> i64 {
-        match (self.mode, self.kept.get(&self.dense.input)) {
-            (Mode::Window, _) => 0,
-            (_, Some(&from)) => from,
-            (_, None) => self.input_from,
+        match self.kept.get(&self.dense.input) {
+            _ if self.mode == Mode::Window || self.kind != Kind::Hop => 0,
+            Some(&from) => from,
+            None => self.input_from,
         }
     }
 

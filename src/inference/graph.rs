@@ -2,7 +2,7 @@
 //! for every backend, before any of them sees the file: a damaged graph and a manifest that does not fit are the same
 //! sentence everywhere, and no C++ parser meets bytes that are not ONNX.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use tract_onnx::{
     pb::{
@@ -122,27 +122,10 @@ impl Graph {
             return Ok(None);
         }
         let cannot = |what: String| Error::model(format!("mode {} can't be had: {what}", mode.name()));
-        let axis = time_axis(stream.layout).ok_or_else(|| cannot("its input has no time axis".into()))?;
-        if !stream.state.is_empty() {
-            return Err(cannot("it carries a state of its own already; use mode dense".into()));
-        }
-        if !hop.is_multiple_of(stream.step) {
-            return Err(Error::config(format!(
-                "it takes every {}th frame, so a hop must be a multiple of that, and {hop} is none",
-                stream.step
-            )));
-        }
-        let request = compile::Request {
-            graph: &self.bytes,
-            input: &stream.input,
-            shape: stream.shape(stream.frames),
-            axis,
-            output: &stream.output,
-            mode,
-            hop: hop / stream.step,
-            columns,
-        };
+        let request = request(&self.bytes, stream, mode, hop, columns)?;
+        let began = Instant::now();
         let mut program = compile::compile(&request).map_err(|e| e.context(self.path.display()))?;
+        log::debug!("{}: compiled for {} in {:?}", self.path.display(), mode.name(), began.elapsed());
         let element = |s: &compile::State| match DataType::try_from(s.dtype) {
             Ok(DataType::Float) => Ok(Element::F32),
             Ok(DataType::Int8) => Ok(Element::I8),
@@ -261,6 +244,30 @@ impl Graph {
     }
 }
 
+/// What the window compiler is asked for, for one of a stream's graphs.
+pub fn request<'a>(
+    graph: &'a [u8],
+    stream: &'a Stream,
+    mode: Mode,
+    hop: usize,
+    columns: Option<usize>,
+) -> Result<compile::Request<'a>> {
+    let cannot = |what: &str| Error::model(format!("mode {} can't be had: {what}; use mode dense", mode.name()));
+    let axis = time_axis(stream.layout).ok_or_else(|| cannot("its input has no time axis"))?;
+    if !stream.state.is_empty() {
+        return Err(cannot("it carries a state of its own already"));
+    }
+    if !hop.is_multiple_of(stream.step) {
+        return Err(Error::config(format!(
+            "it takes every {}th frame, so a hop must be a multiple of that, and {hop} is none",
+            stream.step
+        )));
+    }
+    let shape = stream.shape(stream.frames);
+    let (input, output) = (stream.input.as_str(), stream.output.as_str());
+    Ok(compile::Request { graph, input, shape, axis, output, mode, hop: hop / stream.step, columns })
+}
+
 impl Port {
     fn check(&self, dtype: DataType, shape: &[usize], what: &str) -> Result<()> {
         if self.dtype != dtype as i32 {
@@ -296,7 +303,8 @@ impl std::fmt::Display for Dim {
     }
 }
 
-pub(super) fn time_axis(layout: Layout) -> Option<usize> {
+/// Which axis of a stream's input is time.
+pub fn time_axis(layout: Layout) -> Option<usize> {
     match layout {
         Layout::Ncthw => Some(2),
         Layout::Ntchw | Layout::Nthwc => Some(1),

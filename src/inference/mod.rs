@@ -5,6 +5,8 @@ pub mod onnxruntime;
 mod streams;
 pub mod tract;
 
+pub use graph::{request, time_axis};
+
 use std::{
     collections::HashSet,
     time::{Duration, Instant},
