@@ -1,12 +1,12 @@
 """A float graph becomes one with explicit s8 quantization (QDQ), and what that costs is measured. Needs no torch.
 
-Weights: s8 per output channel, symmetric, stored as s8. Activations: s8 per tensor, symmetric, zero point 0. Biases stay
-f32 (TensorRT takes no other). One pair of QuantizeLinear and DequantizeLinear a tensor, in front of all who read it in
-integers: convolutions and matrix products, but the pools and concatenations between them too, which keep one scale from
-their inputs to their outputs. So everything that crosses time is s8, and the trunk stays in integers.
+Weights: s8 per output channel, symmetric, stored as s8. Activations: s8 per tensor, symmetric, zero point 0. Biases
+stay f32 (TensorRT takes no other). One pair of QuantizeLinear and DequantizeLinear a tensor, in front of all who read it
+in integers: convolutions and matrix products, but the pools and concatenations between them too, which keep one scale
+from their inputs to their outputs. So everything that crosses time is s8, and the trunk stays in integers.
 
-A convolution's output is quantized behind its ReLU: in front of it half of the s8 range would go to values that the ReLU
-throws away.
+A convolution's output is quantized behind its ReLU: in front of it half of the s8 range would go to values that the
+ReLU throws away.
 """
 
 import heapq
@@ -487,8 +487,8 @@ def decibel(signal: float, noise: float) -> float:
 def layer_noise(
     model: onnx.ModelProto, s8: onnx.ModelProto, what: Plan, scales: dict[str, float], windows: Windows
 ) -> dict[str, Noise]:
-    """Each layer's noise, measured inside one graph that holds the f32 network, the s8 one, and every layer of the first
-    alone in s8."""
+    """Each layer's noise, measured inside one graph that holds the f32 network, the s8 one, and every layer of the
+    first alone in s8."""
     graph = model.graph
     nodes_by_name = {n.name: n for n in graph.node}
     weights = initializers(graph)

@@ -377,7 +377,7 @@ def frames(path: Path, streams: list[Stream]) -> Iterator[Frames]:
 
 
 def tensor(stream: Stream, number: int, shown: Sequence[Frames], length: int) -> np.ndarray:
-    """The input of stream `number` for a window of `length` frames, of which the last ones were `shown`: `src/input.rs`.
+    """The input of stream `number` for a window of `length` frames whose last ones were `shown`: `src/input.rs`.
 
     Layouts NCTHW, NTCHW, NTHWC, NCHW; f32 in the manifest's range, or u8 as it is. A clip shorter than the window is
     looped to its length, as the daemon's `src/clip.rs` does.

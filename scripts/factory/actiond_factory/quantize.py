@@ -11,7 +11,9 @@ Example:
 
 import argparse
 import json
+import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
             return check(folder)
         run(folder, args)
     except (BadInput, int8.Refused) as e:
-        print(f"factory quantize: {e}", file=__import__("sys").stderr)
+        print(f"factory quantize: {e}", file=sys.stderr)
         return 2
     return 0
 
@@ -277,7 +279,7 @@ def measured(
     fused: dict[tuple[str, str], np.ndarray],
     labels: np.ndarray | None,
 ) -> dict:
-    """How far the s8 graph's logits are from f32's on ONNX Runtime's CPU provider, in both on every provider there is."""
+    """How far logits are from those of f32 on ONNX Runtime's CPU provider, in both precisions on every provider."""
     reference, entry = None, {"providers": {}}
     for provider in (p for p in PROVIDERS if p in onnxruntime.get_available_providers()):
         for precision, model in (("f32", f32), ("int8", s8)):
@@ -349,8 +351,6 @@ def show(stream: Stream, entry: dict, random: bool) -> None:
 
 def list_file(folder: Path, stream: str, precision: str, path: str) -> None:
     """Lists a file of a stream in model.toml with its checksum, in place of one of the same precision."""
-    import tomllib
-
     manifest = folder / "model.toml"
     text = manifest.read_text()
     expected = tomllib.loads(text)
