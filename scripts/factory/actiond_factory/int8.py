@@ -1,9 +1,9 @@
 """A float graph becomes one with explicit s8 quantization (QDQ), and what that costs is measured. Needs no torch.
 
 Weights: s8 per output channel, symmetric, stored as s8. Activations: s8 per tensor, symmetric, zero point 0. Biases
-stay f32 (TensorRT takes no other). One pair of QuantizeLinear and DequantizeLinear a tensor, in front of all who read it
-in integers: convolutions and matrix products, but the pools and concatenations between them too, which keep one scale
-from their inputs to their outputs. So everything that crosses time is s8, and the trunk stays in integers.
+stay f32 (TensorRT takes no other). One pair of QuantizeLinear and DequantizeLinear a tensor, in front of all who read
+it in integers: convolutions and matrix products, but the pools and concatenations between them too, which keep one
+scale from their inputs to their outputs. So everything that crosses time is s8, and the trunk stays in integers.
 
 A convolution's output is quantized behind its ReLU: in front of it half of the s8 range would go to values that the
 ReLU throws away.
