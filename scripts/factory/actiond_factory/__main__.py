@@ -11,7 +11,7 @@ COMMANDS = {
     "render": "render training clips from motion capture, animations and procedural motion",
     "train": "train the RGB and the flow stream on rendered clips",
     "export": "write trained weights as ONNX",
-    "quantize": "quantize the ONNX files to int8 (QDQ)",
+    "quantize": "quantize a model to INT8 (QDQ), calibrated on your own clips",
     "demo": "render the demo clip and its timeline",
 }
 

@@ -1,0 +1,431 @@
+"""The user's own clips as a model's input tensors, computed as the daemon computes them. Needs no torch.
+
+Video files are decoded with FFmpeg's libraries (PyAV) to the planes that the decoder wrote; the rest follows the
+daemon's `src/cadence.rs` (25 frames a second by timestamp), `src/scale.rs` (planes averaged down, then RGB),
+`src/flow/cpu.rs` (OpenCV's DIS or TV-L1 on the scaled luma, averaged down) and `src/input.rs` (range, layout, stack,
+step). Its tests hold it against logits of the binary.
+"""
+
+import math
+import tomllib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+FPS = 25
+LONGEST_STEP = 1.0
+"""seconds between two pictures; more than this is a cut"""
+VIDEOS = frozenset("3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv y4m".split())
+"""Extensions of files that are taken for clips."""
+PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+
+class BadInput(Exception):
+    """What the user gave can't be used; the message says what, where and what to do."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How flow is estimated: a stream's `flow` table."""
+
+    algorithm: str = "dis"
+    preset: str = "fast"
+    finest_scale: int | None = None
+    refinement: int | None = None
+    upscale: int = 1
+
+
+DEFAULT_METHOD = Method(finest_scale=1)
+"""Where a manifest has no `flow` table."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A [[stream]] table of a manifest, with the daemon's defaults; see `src/model/mod.rs`."""
+
+    name: str
+    kind: str
+    frames: int
+    size: tuple[int, int]
+    """width, height"""
+    fit: str
+    layout: str
+    input: str
+    output: str
+    files: dict[str, str]
+    """precision to path"""
+    step: int = 1
+    stack: int = 1
+    dtype: str = "f32"
+    range: tuple[float, float] = (-1.0, 1.0)
+    bound: float = 20.0
+    flow: Method = DEFAULT_METHOD
+    state: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """(input, shape) of each carried tensor"""
+
+    @property
+    def reach(self) -> int:
+        """Frames from the first that the stream looks at to its last."""
+        return (self.frames - 1) * self.step + self.stack
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return {"rgb": 3, "flow": 2 * self.stack, "rgb+flow": 3 + 2 * self.stack}[self.kind]
+
+
+def read_manifest(folder: Path) -> tuple[dict, list[Stream]]:
+    """A model folder's model.toml, and its streams."""
+    path = folder / "model.toml"
+    if not path.is_file():
+        raise BadInput(f"{folder}: no model.toml in it; a model is a folder with a model.toml and ONNX files")
+    try:
+        manifest = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise BadInput(f"{path}: {e}") from e
+    streams = []
+    for number, table in enumerate(manifest.get("stream", []), 1):
+        try:
+            keys = {k: table[k] for k in ("name", "kind", "frames", "fit", "layout", "input", "output")}
+            keys |= {k: table[k] for k in ("step", "stack", "dtype", "bound") if k in table}
+            if "range" in table:
+                keys["range"] = tuple(table["range"])
+            if "flow" in table:
+                keys["flow"] = Method(**table["flow"])
+            streams.append(
+                Stream(
+                    **keys,
+                    size=tuple(table["size"]),
+                    files={f["precision"]: f["path"] for f in table["file"]},
+                    state=tuple((s["input"], tuple(s["shape"])) for s in table.get("state", [])),
+                )
+            )
+        except (KeyError, TypeError) as e:
+            raise BadInput(f"{path}: stream {table.get('name', number)}: {e} is missing or not understood") from e
+    if not streams:
+        raise BadInput(f"{path}: no [[stream]] in it")
+    return manifest, streams
+
+
+# ---------------------------------------------------------------------------------------------- pictures from files
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture in the planes of its codec."""
+
+    time: float
+    """seconds since the clip's first picture"""
+    planes: tuple[np.ndarray, ...]
+    """u8: one [H, W, 3] of RGB, or Y [H, W], U and V [(H+1)/2, (W+1)/2]"""
+    bt709: bool = False
+    full_range: bool = False
+
+
+def find_clips(folder: Path) -> list[Path]:
+    """Every video file below a folder, or the one file that it is, in order."""
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such file or folder")
+    clips = sorted(p for p in folder.rglob("*") if p.suffix[1:].lower() in VIDEOS and p.is_file())
+    if not clips:
+        raise BadInput(
+            f"{folder}: no clips in it or below; clips are video files ({', '.join(sorted(VIDEOS))}), "
+            "a few of what the cameras will see"
+        )
+    return clips
+
+
+def pictures(path: Path) -> Iterator[Picture]:
+    """Decodes a file; what could be decoded of a damaged file still counts."""
+    import av
+
+    given = 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise BadInput(f"{path}: no video stream in it")
+            video = container.streams.video[0]
+            video.codec_context.thread_count = 1
+            rate = video.average_rate or video.guessed_rate or Fraction(FPS)
+            first, last = None, 0.0
+            for frame in container.decode(video):
+                if frame.pts is None:
+                    time = last + float(1 / rate) if given else 0.0
+                else:
+                    now = frame.pts * frame.time_base
+                    first = now if first is None else first
+                    time = max(float(now - first), last)
+                last = time
+                given += 1
+                yield picture_of(frame, time)
+    except (av.FFmpegError, ValueError) as e:
+        if not given:
+            raise BadInput(f"{path}: can't be decoded ({e})") from e
+    if not given:
+        raise BadInput(f"{path}: no pictures in it")
+
+
+def picture_of(frame, time: float) -> Picture:
+    """A decoded frame's planes, turned as its file says."""
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    if frame.format.is_rgb or frame.format.name == "pal8":
+        return Picture(time, (np.rot90(frame.to_ndarray(format="rgb24"), turns),))
+    full = frame.format.name.startswith("yuvj") or frame.color_range == 2
+    if frame.format.name not in ("yuv420p", "yuvj420p"):
+        frame = frame.reformat(format="yuvj420p" if full else "yuv420p")
+    planes = []
+    for plane in frame.planes[:3]:
+        rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height].reshape(plane.height, plane.line_size)
+        planes.append(np.rot90(rows[:, : plane.width], turns))
+    # As the daemon: 5, 6 and 4 are the BT.601 family, 1, 7 and 9 the BT.709 one; else the height tells.
+    space = int(frame.colorspace)
+    bt709 = frame.height > 576 if space not in (1, 4, 5, 6, 7, 9) else space in (1, 7, 9)
+    return Picture(time, tuple(planes), bt709, full)
+
+
+# ---------------------------------------------------------------------------------------------- 25 frames a second
+
+
+class Cadence:
+    """Which picture becomes which tick: `src/cadence.rs`."""
+
+    def __init__(self) -> None:
+        self.last: tuple[float, int] | None = None
+
+    def admit(self, time: float) -> tuple[int, int, float] | None:
+        """(ticks, repeats, factor on the flow) for a picture at `time` s; None drops it, a factor of 0 is a start."""
+        tick = math.floor(time * FPS + 0.5)
+        if self.last is None or time < self.last[0]:
+            self.last = (time, tick)
+            return 1, 0, 0.0
+        before, last = self.last
+        if tick == last:
+            return None
+        self.last = (time, tick)
+        if time - before > LONGEST_STEP:
+            return 1, 0, 0.0
+        repeats = sum(k / FPS - before < time - k / FPS for k in range(last + 1, tick))
+        return tick - last, repeats, 1 / FPS / (time - before)
+
+
+# ---------------------------------------------------------------------------------------------- scale
+
+
+Rect = tuple[int, int, int, int]
+"""x, y, width, height in samples."""
+
+
+def rounded(x: float) -> int:
+    """Half away from zero, as Rust rounds."""
+    return math.floor(x + 0.5)
+
+
+def geometry(width: int, height: int, fit: str, size: tuple[int, int]) -> tuple[Rect, Rect]:
+    """Which part of a picture goes to which part of a view of `size`: `src/scale.rs`."""
+    whole = (0, 0, *size)
+    if fit == "squeeze":
+        return (0, 0, width, height), whole
+    if fit == "crop":
+        scale = min(width / size[0], height / size[1]) * 224 / 256
+        w, h = (min(max(rounded(s * scale), 1), n) for s, n in zip(size, (width, height), strict=True))
+        return ((width - w) // 2, (height - h) // 2, w, h), whole
+    scale = min(size[0] / width, size[1] / height)
+    w, h = (min(max(rounded(n * scale), 1), s) for s, n in zip(size, (width, height), strict=True))
+    return (0, 0, width, height), ((size[0] - w) // 2, (size[1] - h) // 2, w, h)
+
+
+def resized(plane: np.ndarray, part: Rect, width: int, height: int) -> np.ndarray:
+    """A part of a plane, averaged to `width` x `height`."""
+    x, y, w, h = part
+    return cv2.resize(np.ascontiguousarray(plane[y : y + h, x : x + w]), (width, height), interpolation=cv2.INTER_AREA)
+
+
+def half(r: Rect) -> Rect:
+    """The same rectangle on a plane of half the size, its border rounded outwards."""
+    x, y = r[0] // 2, r[1] // 2
+    return x, y, -(-(r[0] + r[2]) // 2) - x, -(-(r[1] + r[3]) // 2) - y
+
+
+def on_black(view: np.ndarray, to: Rect, size: tuple[int, int]) -> np.ndarray:
+    """A view, at its place in a black one of `size`."""
+    if to[2:] == size:
+        return view
+    out = np.zeros((size[1], size[0], *view.shape[2:]), np.uint8)
+    out[to[1] : to[1] + to[3], to[0] : to[0] + to[2]] = view
+    return out
+
+
+def view_rgb(picture: Picture, fit: str, size: tuple[int, int]) -> np.ndarray:
+    """u8 [H, W, 3]"""
+    rows, columns = picture.planes[0].shape[:2]
+    part, to = geometry(columns, rows, fit, size)
+    if len(picture.planes) == 1:
+        return on_black(resized(picture.planes[0], part, to[2], to[3]), to, size)
+    y, u, v = (
+        resized(plane, r, to[2], to[3]).astype(np.int32)
+        for plane, r in zip(picture.planes, (part, half(part), half(part)), strict=True)
+    )
+    # ITU-R BT.601 / BT.709 in 16-bit fixed point.
+    kr, kb = (0.2126, 0.0722) if picture.bt709 else (0.299, 0.114)
+    kg = 1 - kr - kb
+    luma, chroma = (1, 1) if picture.full_range else (255 / 219, 255 / 224)
+    fixed = [
+        rounded(f * 65536) if f >= 0 else -rounded(-f * 65536)
+        for f in (
+            luma,
+            2 * (1 - kr) * chroma,
+            -2 * (1 - kb) * kb / kg * chroma,
+            -2 * (1 - kr) * kr / kg * chroma,
+            2 * (1 - kb) * chroma,
+        )
+    ]
+    y = (y - (0 if picture.full_range else 16)) * fixed[0] + 32768
+    u, v = u - 128, v - 128
+    rgb = np.stack([y + fixed[1] * v, y + fixed[2] * u + fixed[3] * v, y + fixed[4] * u], -1) >> 16
+    return on_black(np.clip(rgb, 0, 255).astype(np.uint8), to, size)
+
+
+def view_luma(picture: Picture, fit: str, size: tuple[int, int]) -> np.ndarray:
+    """u8 [H, W], full range"""
+    rows, columns = picture.planes[0].shape[:2]
+    part, to = geometry(columns, rows, fit, size)
+    small = resized(picture.planes[0], part, to[2], to[3]).astype(np.int32)
+    if len(picture.planes) == 1:
+        small = (19595 * small[..., 0] + 38470 * small[..., 1] + 7471 * small[..., 2] + 32768) >> 16
+    elif not picture.full_range:
+        # Rust divides towards zero, which the clip makes the same as downwards.
+        small = np.clip((small - 16) * 255 // 219, 0, 255)
+    return on_black(small.astype(np.uint8), to, size)
+
+
+# ---------------------------------------------------------------------------------------------- flow
+
+
+class Flow:
+    """Flow between pairs of luma pictures: `src/flow/cpu.rs`."""
+
+    def __init__(self, method: Method) -> None:
+        self.upscale = method.upscale
+        if method.algorithm == "dis":
+            self.estimator = cv2.DISOpticalFlow.create(PRESETS[method.preset])
+            if method.finest_scale is not None:
+                self.estimator.setFinestScale(method.finest_scale)
+            if method.refinement is not None:
+                self.estimator.setVariationalRefinementIterations(method.refinement)
+        elif hasattr(cv2, "optflow"):
+            self.estimator = cv2.optflow.createOptFlow_DualTVL1()
+        else:
+            raise BadInput(
+                f"flow by {method.algorithm} needs OpenCV's contrib modules: install opencv-contrib-python-headless "
+                "in the factory's virtual environment"
+            )
+
+    def between(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """f32 [H, W, 2] in pixels of the view, from luma of `upscale` times its size."""
+        flow = self.estimator.calc(before, after, None)
+        n = self.upscale
+        rows, columns = flow.shape[0] // n, flow.shape[1] // n
+        return flow.reshape(rows, n, columns, n, 2).sum((1, 3), dtype=np.float32) / np.float32(n**3)
+
+
+# ---------------------------------------------------------------------------------------------- frames and tensors
+
+
+Frames = list[tuple[np.ndarray | None, np.ndarray | None]]
+"""One tick as each stream sees it: RGB u8 [H, W, 3], flow f32 [H, W, 2] in pixels of the view per 1/25 s."""
+
+
+def frames(path: Path, streams: list[Stream]) -> Iterator[Frames]:
+    """Decodes a file once for all streams, tick by tick."""
+    # As one camera is one thread: what OpenCV's threads split changes DIS's result a little.
+    cv2.setNumThreads(1)
+    cadence = Cadence()
+    estimators = [None if s.kind == "rgb" else Flow(s.flow) for s in streams]
+    before: list[tuple] = []
+    for picture in pictures(path):
+        admitted = cadence.admit(picture.time)
+        if admitted is None:
+            continue
+        ticks, repeats, factor = admitted
+        now, flows = [], []
+        for i, stream in enumerate(streams):
+            large = (stream.size[0] * stream.flow.upscale, stream.size[1] * stream.flow.upscale)
+            rgb = None if stream.kind == "flow" else view_rgb(picture, stream.fit, stream.size)
+            luma = None if stream.kind == "rgb" else view_luma(picture, stream.fit, large)
+            flow = None
+            if luma is not None:
+                flow = np.zeros((stream.size[1], stream.size[0], 2), np.float32)
+                if factor:
+                    flow = estimators[i].between(before[i][1], luma) * np.float32(factor)
+            now.append((rgb, luma))
+            flows.append(flow)
+        for tick in range(ticks):
+            shown = before if tick < repeats else now
+            yield [(rgb, flow) for (rgb, _), flow in zip(shown, flows, strict=True)]
+        before = now
+
+
+def tensor(stream: Stream, number: int, shown: Sequence[Frames], length: int) -> np.ndarray:
+    """The input of stream `number` for a window of `length` frames whose last ones were `shown`: `src/input.rs`.
+
+    Layouts NCTHW, NTCHW, NTHWC, NCHW; f32 in the manifest's range, or u8 as it is. A clip shorter than the window is
+    looped to its length, as the daemon's `src/clip.rs` does.
+    """
+    behind = np.arange(stream.frames - 1, -1, -1) * stream.step
+    low, high = np.float32(stream.range)
+    real = min(len(shown), length)
+
+    def at(back: np.ndarray, part: int) -> np.ndarray:
+        places = len(shown) - real + np.maximum(length - 1 - back, 0) % real
+        return np.stack([shown[int(i)][number][part] for i in places])
+
+    parts = []
+    if stream.kind != "flow":
+        rgb = at(behind, 0)
+        if stream.dtype != "u8":
+            rgb = (low + (high - low) * np.arange(256, dtype=np.float32) / np.float32(255))[rgb]
+        parts.append(rgb)
+    if stream.kind != "rgb":
+        for stacked in range(stream.stack - 1, -1, -1):
+            share = np.clip(at(behind + stacked, 1) / np.float32(stream.bound), -1, 1)
+            parts.append((low + high) / 2 + (high - low) / 2 * share)
+    x = np.concatenate(parts, -1)[None]
+    order = {"NCTHW": (0, 4, 1, 2, 3), "NTCHW": (0, 1, 4, 2, 3), "NTHWC": (0, 1, 2, 3, 4), "NCHW": (0, 4, 1, 2, 3)}
+    x = np.ascontiguousarray(x.transpose(order[stream.layout]))
+    return x[:, :, 0] if stream.layout == "NCHW" else x
+
+
+def windows(path: Path, streams: list[Stream], most: int) -> list[list[np.ndarray]]:
+    """At most `most` windows spread over a recording, each as one input tensor a stream.
+
+    Of a recording of any length no more than twice as many are held at a time. One shorter than a window is looped.
+    """
+    length = max(s.reach for s in streams)
+    last: deque[Frames] = deque(maxlen=length)
+    kept: list[list[np.ndarray]] = []
+    seen, every = 0, 1
+    for frame in frames(path, streams):
+        last.append(frame)
+        seen += 1
+        if seen < length or (seen - length) % max(length // 2, 1):
+            continue
+        # Windows overlap by half; once there are too many, every other one goes.
+        if ((seen - length) // max(length // 2, 1)) % every == 0:
+            kept.append([tensor(s, i, last, length) for i, s in enumerate(streams)])
+        if len(kept) >= 2 * most:
+            kept, every = kept[::2], 2 * every
+    if not kept:
+        kept.append([tensor(s, i, last, length) for i, s in enumerate(streams)])
+    chosen = np.unique(np.linspace(0, len(kept) - 1, min(most, len(kept))).astype(int))
+    return [kept[i] for i in chosen]
