@@ -138,7 +138,7 @@ def random_i3d(stream: str, classes: int, seed: int = 1) -> dict[tuple[str, str]
 def named(
     numbers: Mapping[tuple[str, str], np.ndarray], naming: Naming, prefix: str = "", vectors: int = 1
 ) -> dict[str, np.ndarray]:
-    """The numbers as a file has them; batch norm's vectors in `vectors` axes, of which all but the last have length 1."""
+    """The numbers as a file has them; batch norm's vectors have `vectors` axes, all but the last of length 1."""
     out = {}
     for (unit, part), value in numbers.items():
         if part == "weight":
