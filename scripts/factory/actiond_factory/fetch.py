@@ -32,6 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import importer
+from .build import read_labels
 from .errors import BadInput, Failed
 from .inception import CHANNELS
 from .model import log_softmax, session, staged
@@ -377,7 +378,7 @@ def install(name: str, out: Path, streams: list[str], files: Files, flow: str, r
     labels_file = files.get(recipe.labels)
     prefixes = {stream: files.checkpoint(recipe.checkpoints[stream]) for stream in streams}
     networks = list(importer.networks_of(prefixes))
-    labels = importer.read_labels(labels_file, networks[0].classes)
+    labels = read_labels(labels_file, networks[0].classes)
     about = importer.About(
         name=f"i3d-{name.replace('+', '-')}",
         licence="Apache-2.0 (DeepMind)",

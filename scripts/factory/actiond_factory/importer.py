@@ -21,18 +21,17 @@ import numpy as np
 import onnx
 
 from . import inception
+from .architectures import ARCHITECTURES, LOGITS
+from .build import read_labels
 from .bundle import Bundle
 from .errors import BadInput
-from .inception import CHANNELS, MIXED, branches
-from .model import Manifest, Stream, staged
+from .inception import CHANNELS, branches, features, shapes
+from .model import Manifest, staged
 from .states import read_safetensors, read_torch
 
 EPSILON = 1e-3
 """Of batch norm: Sonnet's default, which DeepMind's i3d.py keeps; both ports set it too."""
 SIZE = 224
-BOUND = 20.0
-"""Pixels of flow that become 1: DeepMind's README, "truncated to the range [-20, 20], then rescaled"."""
-LOGITS = "Logits/Conv3d_0c_1x1"
 FLOWS: dict[str, dict[str, str | int]] = {
     # On DeepMind's sample clip this much refinement brings DIS nearer to its TV-L1 flow: 0.28 pixels off on average,
     # 0.33 with the preset's own five iterations.
@@ -40,18 +39,6 @@ FLOWS: dict[str, dict[str, str | int]] = {
     "tv-l1": {"algorithm": "tv-l1"},
 }
 Tensors = dict[str, np.ndarray]
-
-
-def shapes(channels: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of all weights but the logits', [out, in, t, h, w], by the unit's name in DeepMind's i3d.py."""
-    cubes = {"Conv3d_1a_7x7": (64, channels, 7), "Conv3d_2b_1x1": (64, 64, 1), "Conv3d_2c_3x3": (192, 64, 3)}
-    inputs = 192
-    for name, (b0, b1a, b1b, b2a, b2b, b3) in MIXED.items():
-        outputs = ((b0, inputs, 1), (b1a, inputs, 1), (b1b, b1a, 3), (b2a, inputs, 1), (b2b, b2a, 3), (b3, inputs, 1))
-        units = [f"{name}/{branch}/{unit}" for branch, parts in branches(name) for unit in parts]
-        cubes |= dict(zip(units, outputs, strict=True))
-        inputs = b0 + b1b + b2b + b3
-    return {name: (out, into, side, side, side) for name, (out, into, side) in cubes.items()}
 
 
 def _piergiaj(unit: str) -> str:
@@ -284,33 +271,11 @@ def network(path: Path, stream: str, tensors: Tensors | None = None) -> Network:
     """A stream's weights from a file, or from `tensors` that were read from it; every one is checked."""
     reader = Reader(path, read(path) if tensors is None else tensors, stream)
     units = {unit: reader.unit(unit, shape) for unit, shape in shapes(CHANNELS[stream]).items()}
-    weight = reader.take(LOGITS, "weight", (None, 1024, 1, 1, 1))
+    weight = reader.take(LOGITS, "weight", (None, features(), 1, 1, 1))
     bias = reader.take(LOGITS, "bias", weight.shape[:1])
     reader.finish()
     logits = (weight.astype(np.float32), bias.astype(np.float32))
     return Network(stream, units, logits, reader.naming.whose, reader.parameters)
-
-
-def read_labels(path: Path, classes: int) -> list[str]:
-    """One name a line, line n for class n from 0 on; as many as the weights have classes, each once."""
-    try:
-        labels = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except OSError as e:
-        raise BadInput(f"{path}: cannot be read ({e.strerror})") from e
-    except UnicodeDecodeError as e:
-        raise BadInput(f"{path}: not a text file in UTF-8 ({e.reason} at byte {e.start})") from e
-    while labels and not labels[-1]:
-        labels.pop()
-    if len(labels) != classes:
-        raise BadInput(f"{path}: {len(labels)} labels, and the weights have {classes} classes")
-    seen: dict[str, int] = {}
-    for number, label in enumerate(labels, 1):
-        if not label:
-            raise BadInput(f"{path}: line {number} is empty; line n names class n")
-        if label in seen:
-            raise BadInput(f"{path}: `{label}` stands in line {seen[label]} and in line {number}")
-        seen[label] = number
-    return labels
 
 
 @dataclass(frozen=True)
@@ -329,12 +294,14 @@ def write(out: Path, networks: list[Network], labels: list[str], about: About) -
     """ONNX files, labels and manifest into `out`, which is being staged; files of another model in it go."""
     for old in [*out.glob("rgb*.onnx"), *out.glob("flow*.onnx")]:
         old.unlink()
+    architecture = ARCHITECTURES["two-stream-i3d"]
+    described = {stream.name: stream for stream in architecture.streams(SIZE, 1.0)}
     streams = []
     for net in networks:
         onnx.save(net.graph(), out / f"{net.stream}.onnx")
-        stream = Stream(net.stream, net.stream, (SIZE, SIZE), fit="crop")
+        stream = described[net.stream]
         if net.stream == "flow":
-            stream = replace(stream, bound=BOUND, flow=FLOWS[about.flow])
+            stream = replace(stream, flow=FLOWS[about.flow])
             if about.flow == "dis":
                 print(
                     "flow: actiond will estimate it with DIS, which is quick enough for cameras; where the weights "
@@ -350,6 +317,7 @@ def write(out: Path, networks: list[Network], labels: list[str], about: About) -
         labels=labels,
         streams=streams,
         rule=about.rule,
+        decision=architecture.decision(streams),
     ).write(out)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from actiond_factory.crc32c import crc32c, masked
-from actiond_factory.importer import LOGITS, NAMINGS, Naming, shapes
+from actiond_factory.importer import LOGITS, NAMINGS, Naming
+from actiond_factory.inception import shapes
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 GOLDEN = SHARED / "golden"

@@ -27,7 +27,7 @@ from actiond_factory import importer, inception
 from actiond_factory.__main__ import main
 from actiond_factory.errors import BadInput
 from actiond_factory.graph import Graph
-from actiond_factory.importer import LOGITS, NAMINGS, network, read_labels
+from actiond_factory.importer import LOGITS, NAMINGS, network
 from actiond_factory.model import session
 from actiond_factory.states import read_safetensors, read_torch
 
@@ -157,7 +157,7 @@ def test_names_are_those_of_deepmind_and_of_the_ports() -> None:
     assert TENSORFLOW.unit(unit) + TENSORFLOW.weight == "Mixed_5b/Branch_2/Conv3d_0a_3x3/conv_3d/w"
     assert PIERGIAJ.unit(unit) + PIERGIAJ.variance == "Mixed_5b.b2b.bn.running_var"
     assert HASSONY2.unit(unit) + HASSONY2.beta == "mixed_5b.branch_2.1.batch3d.bias"
-    units = [*importer.shapes(3), LOGITS]
+    units = [*inception.shapes(3), LOGITS]
     assert len(units) == 58
     piergiaj, hassony2 = ([naming.unit(unit) for unit in units] for naming in (PIERGIAJ, HASSONY2))
     assert piergiaj[:10] == [
@@ -440,7 +440,7 @@ def test_a_wrong_safetensors_header_is_refused(tmp_path: Path, header: object, s
 def without_data(stream: str = "rgb", prefix: str = "RGB/inception_i3d/") -> dict[str, np.ndarray]:
     """Tensors of the right shapes that take no memory."""
     tensors = {}
-    for unit, shape in importer.shapes({"rgb": 3, "flow": 2}[stream]).items():
+    for unit, shape in inception.shapes({"rgb": 3, "flow": 2}[stream]).items():
         shapes = {
             "weight": tuple(np.array(shape)[[2, 3, 4, 1, 0]]),
             **dict.fromkeys(("mean", "variance", "beta"), shape[:1]),
@@ -516,29 +516,6 @@ def test_another_network_s_file_is_told() -> None:
         network(Path("file"), "rgb", twice)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (b"a\nb\n", "labels.txt: 2 labels, and the weights have 3 classes"),
-        (b"a\nb\nc\nd\n", "labels.txt: 4 labels, and the weights have 3 classes"),
-        (b"", "0 labels"),
-        (b"a\n\nc\n", "line 2 is empty"),
-        (b"a\nb\na\n", "`a` stands in line 1 and in line 3"),
-        (b"a\n\xff\nc\n", "not a text file in UTF-8"),
-    ],
-)
-def test_wrong_labels_are_refused(tmp_path: Path, text: bytes, said: str) -> None:
-    (tmp_path / "labels.txt").write_bytes(text)
-    with pytest.raises(BadInput, match=said):
-        read_labels(tmp_path / "labels.txt", 3)
-
-
-def test_labels_end_with_or_without_a_newline(tmp_path: Path) -> None:
-    for text in ("a\nb\nc", "a\nb\nc\n", "a\r\nb\r\nc\r\n\r\n"):
-        (tmp_path / "labels.txt").write_text(text, newline="")
-        assert read_labels(tmp_path / "labels.txt", 3) == ["a", "b", "c"]
-
-
 def test_nothing_is_written_when_something_is_wrong(
     numbers: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -555,7 +532,9 @@ def test_nothing_is_written_when_something_is_wrong(
         assert sorted(tmp_path.rglob("*")) == before
         return capsys.readouterr().err
 
-    assert "1 labels, and the weights have 7 classes" in refused("--rgb", rgb, "--labels", str(labels))
+    assert "labels.txt: 1 labels for 7 classes" in refused("--rgb", rgb, "--labels", str(labels))
+    labels.write_text("a\nb\nc\nd\ne\nf\na\n")
+    assert "label 'a' stands twice" in refused("--rgb", rgb, "--labels", str(labels))
     assert "8 classes" in refused("--rgb", rgb, "--flow", flow)
     assert "give --rgb, --flow or both" in refused()
     assert "no such file" in refused("--rgb", str(tmp_path / "none" / "model.ckpt"))
