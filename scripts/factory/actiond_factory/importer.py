@@ -260,10 +260,15 @@ class Reader:
 
 def read(path: Path) -> Tensors:
     """All tensors of a checkpoint of any kind, by the file's own names."""
-    if path.suffix in (".pt", ".pth", ".tar", ".bin"):
-        return read_torch(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    if path.suffix in (".pt", ".pth"):
+        return read_torch(path)
+    if path.is_file():
+        # Names are anything, such as .pth.tar or .ckpt; a pickle and a zip archive begin so.
+        with path.open("rb") as file:
+            if file.read(4).startswith((b"\x80", b"PK\3\4")):
+                return read_torch(path)
     return Bundle(path).read_all()
 
 

@@ -7,6 +7,7 @@ shows under "Restricting globals". What these few names stand for is defined her
 
 import io
 import json
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -157,16 +158,23 @@ def _read_zip(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
     if len(pickles) != 1:
         raise _Damaged("a zip archive without the one data.pkl that PyTorch's have")
     root = pickles[0].removesuffix("data.pkl")
-    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+
+    def record(name: str) -> bytes:
+        # PyTorch compresses nothing, and what is compressed can be of any size.
+        if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+            raise _Damaged(f"{name} in it is compressed, as PyTorch writes nothing")
+        return archive.read(name)
+
+    if f"{root}byteorder" in names and record(f"{root}byteorder") != b"little":
         raise _Damaged("written on a big-endian machine, which this reader doesn't know")
 
     def read(storage: _Storage) -> bytes:
-        record = archive.getinfo(f"{root}data/{storage.key}")
-        if record.file_size != storage.count * width(storage.dtype):
-            raise _Damaged(f"storage {storage.key} has {record.file_size} bytes for {storage.count} numbers")
-        return archive.read(record)
+        data = record(f"{root}data/{storage.key}")
+        if len(data) != storage.count * width(storage.dtype):
+            raise _Damaged(f"storage {storage.key} has {len(data)} bytes for {storage.count} numbers")
+        return data
 
-    return _load(io.BytesIO(archive.read(pickles[0])))[0], read
+    return _load(io.BytesIO(record(pickles[0])))[0], read
 
 
 def _read_legacy(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
@@ -199,6 +207,8 @@ def _as_array(tensor: _Tensor, read: Callable[[_Storage], np.ndarray]) -> np.nda
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, np.float32)
     storage = read(tensor.storage)
+    # More numbers than the storage has would be the same ones again and again, without end.
+    reach = max(reach, math.prod(tensor.shape))
     if reach > len(storage):
         raise _Damaged(f"reaches to number {reach} of a storage of {len(storage)}: the file is cut short")
     strides = [s * storage.itemsize for s in tensor.strides]

@@ -39,6 +39,8 @@ class Server(ThreadingHTTPServer):
         """For the next answers, one each: this status instead."""
         self.slow = 0.0
         """seconds before each 10 kB"""
+        self.silent: list[float] = []
+        """For the next answers, one each: seconds before the body"""
         self.lie: dict[str, str] = {}
         """headers that are wrong"""
         self.asked: list[tuple[str, str | None]] = []
@@ -90,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         body = body[: server.cut_after.pop(0)] if server.cut_after else body
+        if server.silent:
+            time.sleep(server.silent.pop(0))
         for at in range(0, len(body), 10_000):
             time.sleep(server.slow)
             try:
@@ -237,6 +241,15 @@ def test_what_is_not_there_is_told_at_once(server: Server, tmp_path: Path, blob:
     with pytest.raises(Failed, match=f"{server.url}/data/it: the server says {code}"):
         fetched(server, tmp_path, blob)
     assert len(server.asked) == 1
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    server: Server, tmp_path: Path, blob: Blob, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(fetch, "TIMEOUT", 1.0)
+    server.silent = [3.0]
+    fetched(server, tmp_path, blob)
+    assert "timed out" in capsys.readouterr().err
 
 
 def test_nobody_there(tmp_path: Path, blob: Blob) -> None:

@@ -226,6 +226,17 @@ def test_the_600_class_file_has_no_scope_and_slots_and_vectors_of_five_axes(
         network(tmp_path, "rgb")
 
 
+@needs_golden
+@pytest.mark.parametrize(("listing", "stream"), [("rgb", "rgb"), ("flow", "flow"), ("real_rgb600", "rgb")])
+def test_deepmind_s_files_have_just_the_tensors_that_are_expected(listing: str, stream: str) -> None:
+    rows = [line.split("\t") for line in (GOLDEN / f"tensors_{listing}.tsv").read_text().splitlines()[1:]]
+    zeros = {row[0]: np.broadcast_to(np.float32(0), [int(n) for n in row[2].split(",")]) for row in rows}
+    found = network(Path(listing), stream, zeros)
+    assert found.classes == (600 if "600" in listing else 400)
+    if "600" not in listing:
+        assert found.parameters == sum(value.size for value in zeros.values())
+
+
 def test_both_streams_in_one_checkpoint_are_told_apart_by_their_scope(numbers: dict, plain: importer.Network) -> None:
     both = named(numbers, TENSORFLOW, "RGB/inception_i3d/")
     both |= named(random_i3d("flow", CLASSES), TENSORFLOW, "Flow/inception_i3d/")
@@ -260,7 +271,7 @@ def test_state_dicts_of_the_ports(
             "state_dict": state,
             "optimizer": {"param_groups": [{"lr": 0.1}]},
         }
-    path = tmp_path / "rgb_imagenet.pt"
+    path = tmp_path / ("rgb.pth.tar" if kind == "wrapped" else "rgb_imagenet.pt")
     torch.save(state, path, _use_new_zipfile_serialization=kind != "before 1.6")
     assert_alike(network(path, "rgb"), plain)
 
@@ -371,21 +382,33 @@ def test_a_refused_pickle_says_what_it_asked_for(tmp_path: Path) -> None:
         read_torch(tmp_path / "module.pt")
 
 
-def test_a_tensor_cannot_reach_outside_its_storage(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed: it writes the files that are read here")
-    torch.save({"w": torch.zeros(8)}, tmp_path / "good.pt")
-    with zipfile.ZipFile(tmp_path / "good.pt") as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    name = next(n for n in parts if n.endswith("data.pkl"))
-    # The shape is pickled as BININT1 8 in a tuple of one; its stride as BININT1 1.
-    for at, said in ((b"K\x08\x85", "reaches to number 200 of a storage of 8"), (b"K\x01\x85", "of a storage of 8")):
-        changed = parts | {name: parts[name].replace(at, b"K\xc8\x85")}
-        assert changed[name] != parts[name]
-        with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
-            for part, data in changed.items():
-                archive.writestr(part, data)
-        with pytest.raises(BadInput, match=f"bad.pt: tensor `w` .*{said}"):
-            read_torch(tmp_path / "bad.pt")
+def as_saved(path: Path, shape: bytes, strides: bytes) -> Path:
+    """A file with the tensor `w` in a storage of 8 floats; shape and strides as they are pickled."""
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\x08tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + strides
+    as_zip(path, b"\x80\2}X\1\0\0\0w" + tensor + b"\x89ccollections\nOrderedDict\n)RtRs.")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", np.arange(8, dtype=np.float32).tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "said"),
+    [
+        # One number in a tuple of one: BININT1 or BININT, TUPLE1.
+        (b"K\xc8\x85", b"K\1\x85", "`w` reaches to number 200 of a storage of 8"),
+        (b"K\x08\x85", b"K\xc8\x85", "`w` reaches to number 1401 of a storage of 8"),
+        (b"J\xff\xff\xff\x7f\x85", b"K\0\x85", "`w` reaches to number 2147483647 of a storage of 8"),
+        (b"J\xff\xff\xff\xff\x85", b"K\1\x85", "a tensor without a storage or with a wrong shape"),
+        (b"K\x08\x85", b"J\xff\xff\xff\xff\x85", "a tensor without a storage or with a wrong shape"),
+        (b"K\x08\x85", b")", r"a tensor of shape \[8\] with strides \[\]"),
+    ],
+)
+def test_a_tensor_cannot_reach_outside_its_storage(tmp_path: Path, shape: bytes, strides: bytes, said: str) -> None:
+    right = as_saved(tmp_path / "right.pt", b"K\4\x85", b"K\2\x85")
+    np.testing.assert_array_equal(read_torch(right)["w"], [0, 2, 4, 6])
+    with pytest.raises(BadInput, match=f"wrong.pt: .*{said}"):
+        read_torch(as_saved(tmp_path / "wrong.pt", shape, strides))
 
 
 def test_a_torch_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
