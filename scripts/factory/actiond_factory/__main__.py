@@ -4,16 +4,20 @@ import argparse
 import importlib
 import sys
 
-from .errors import BadInput
+from .errors import BadInput, Failed
 
 COMMANDS = {
     "build": "write a model of one of the paper's architectures with random weights",
+    "import": "write a model of trained I3D weights: DeepMind's checkpoints, PyTorch's ports, safetensors",
+    "fetch": "download DeepMind's Kinetics weights, verify them and import them",
     "render": "render training clips from motion capture, animations and procedural motion",
     "train": "train the RGB and the flow stream on rendered clips",
     "export": "write trained weights as ONNX",
     "quantize": "quantize a model to INT8 (QDQ), calibrated on your own clips",
     "demo": "render the demo clip and its timeline",
 }
+# `import` is a word of the language and cannot name a module.
+MODULES = {"import": "importer"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.parse_args(argv)
         return 2
     name = argv[0]
-    module = importlib.import_module(f"actiond_factory.{name}")
+    module = importlib.import_module(f"actiond_factory.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(
         prog=f"actiond_factory {name}",
         description=COMMANDS[name],
@@ -37,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     module.add_arguments(parser)
     try:
         return module.main(parser.parse_args(argv[1:])) or 0
-    except BadInput as error:
+    except (BadInput, Failed) as error:
         print(f"factory {name}: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, BadInput) else 1
 
 
 if __name__ == "__main__":
