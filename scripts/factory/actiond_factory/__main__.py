@@ -8,6 +8,8 @@ from .errors import BadInput
 
 COMMANDS = {
     "build": "write a model of one of the paper's architectures with random weights",
+    "inflate": "make a 3D network of a 2D one, as I3D was made of Inception-V1",
+    "boring": "show that an inflated network sees a still picture as its 2D network does",
     "render": "render training clips from motion capture, animations and procedural motion",
     "train": "train the RGB and the flow stream on rendered clips",
     "export": "write trained weights as ONNX",
