@@ -12,6 +12,8 @@ COMMANDS = {
     "boring": "show that an inflated network sees a still picture as its 2D network does",
     "render": "render training clips from motion capture, animations and procedural motion",
     "train": "train the RGB and the flow stream on rendered clips",
+    "fit": "train any of the paper's architectures on folders of clips, as a config says",
+    "assemble": "make one model of the runs of several streams",
     "export": "write trained weights as ONNX",
     "quantize": "quantize the ONNX files to int8 (QDQ)",
     "demo": "render the demo clip and its timeline",
@@ -29,6 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.parse_args(argv)
         return 2
     name = argv[0]
+    if name == "train" and "--config" in argv:
+        # The general trainer, by the name that one looks for.
+        argv.remove("--config")
+        name = argv[0] = "fit"
     module = importlib.import_module(f"actiond_factory.{name}")
     parser = argparse.ArgumentParser(
         prog=f"actiond_factory {name}",
