@@ -10,8 +10,12 @@ COMMANDS = {
     "build": "write a model of one of the paper's architectures with random weights",
     "import": "write a model of trained I3D weights: DeepMind's checkpoints, PyTorch's ports, safetensors",
     "fetch": "download DeepMind's Kinetics weights, verify them and import them",
+    "inflate": "make a 3D network of a 2D one, as I3D was made of Inception-V1",
+    "boring": "show that an inflated network sees a still picture as its 2D network does",
     "render": "render training clips from motion capture, animations and procedural motion",
     "train": "train the RGB and the flow stream on rendered clips",
+    "fit": "train any of the paper's architectures on folders of clips, as a config says",
+    "assemble": "make one model of the runs of several streams",
     "export": "write trained weights as ONNX",
     "quantize": "quantize a model to INT8 (QDQ), calibrated on your own clips",
     "demo": "render the demo clip and its timeline",
@@ -31,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.parse_args(argv)
         return 2
     name = argv[0]
+    if name == "train" and "--config" in argv:
+        # The general trainer, by the name that one looks for.
+        argv.remove("--config")
+        name = argv[0] = "fit"
     module = importlib.import_module(f"actiond_factory.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(
         prog=f"actiond_factory {name}",

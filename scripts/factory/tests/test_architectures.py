@@ -8,7 +8,6 @@ torch = pytest.importorskip("torch", reason="torch is not installed: only the co
 
 from actiond_factory import twins
 from actiond_factory.architectures import ARCHITECTURES
-from actiond_factory.model import session
 
 SMALL = {"size": 64, "width": 0.1, "classes": 5}
 
@@ -34,22 +33,11 @@ def test_onnx_agrees_with_its_torch_twin(name: str) -> None:
     architecture = ARCHITECTURES[name]
     for stream in architecture.streams(SMALL["size"], SMALL["width"]):
         net = disturbed(twins.TWINS[name](stream, SMALL["classes"], SMALL["width"], 0.5))
-        model = session(twins.export(name, stream, net).model())
-        frames = stream.frames * architecture.steps
-        shape = (1, stream.channels, frames, *stream.size)
-        x = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
+        model = twins.export(name, stream, net).model()
+        assert twins.difference(name, stream, net, model) < 1e-4
         with torch.no_grad():
-            expected = net(torch.from_numpy(x)).numpy()
-        carried = {i: np.zeros(shape, np.float32) for i, _, shape in stream.state}
-        answers = []
-        for first in range(0, frames, stream.frames):
-            fed = twins.as_onnx(stream, x[:, :, first : first + stream.frames])
-            assert list(fed.shape) == stream.shape(stream.frames)
-            logits, *state = model.run(["logits", *(o for _, o, _ in stream.state)], {"input": fed, **carried})
-            carried = dict(zip(carried, state, strict=True))
-            answers.append(logits)
-        assert np.abs(np.stack(answers, 1).reshape(expected.shape) - expected).max() < 1e-4
-        assert np.ptp(expected) > 0.1
+            x = torch.rand(2, stream.channels, stream.frames * architecture.steps, *stream.size) * 2 - 1
+            assert np.ptp(net(x).numpy()) > 0.1
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
