@@ -65,7 +65,7 @@ impl Clip {
         let any_length = (0..streams.len()).all(|s| network.any_length(s));
         if convolutional && any_length && fits(self.frames.len()) {
             let n = self.frames.len();
-            return self.score(model, network, n, n, false, true);
+            return self.score(model, network, n as i64, n, false, true);
         }
         let windows = self.windows(model, network, hop)?;
         let mut sum = windows[0].clone();
@@ -78,7 +78,11 @@ impl Clip {
         Ok(sum)
     }
 
-    /// The logits of every hop, as the daemon sees it; see [`Clip::ends`] for where each one ends.
+    /// The logits of every hop from the first full window to the clip's end; see [`Clip::ends`].
+    ///
+    /// In a mode that carries states, the clip is taken to be a piece of a longer video in which nothing moved before it,
+    /// and nothing moves behind it: its first picture stands still for as long as the scores look back, and its last one
+    /// until the scores, which may look further back than a window's, have seen it.
     pub fn windows(&self, model: &Model, network: &mut dyn Network, hop: usize) -> Result<Vec<Logits>> {
         network.reset(Lane(0));
         let window = window(model).max(1);
@@ -86,37 +90,40 @@ impl Clip {
         let ends = self.ends(model, hop, &reach);
         let mut progress = Progress::default();
         let mut all = Vec::with_capacity(ends.len());
-        // What states carry begins with the clip, though there is no score before the first window is full.
-        let before = if reach.carried { (hop..ends[0]).step_by(hop).collect() } else { Vec::new() };
+        // Hops whose scores are of what came before the clip.
+        let ahead = if reach.carried { reach.warm_after.next_multiple_of(hop) } else { 0 };
+        let before: Vec<usize> = if reach.carried { (hop..ahead + ends[0]).step_by(hop).collect() } else { Vec::new() };
         let skipped = before.len();
-        for end in before.into_iter().chain(ends) {
+        for end in before.into_iter().chain(ends.iter().map(|end| ahead + end)) {
             let follows = progress.hop(end as u64 - 1, hop);
-            all.push(self.score(model, network, end, window, follows, false)?);
+            all.push(self.score(model, network, end as i64 - ahead as i64, window, follows, false)?);
         }
         Ok(all.split_off(skipped))
     }
 
     /// One past the last frame of each hop that has a score: every `hop` frames from the first full window on, and, in
-    /// a mode of windows, at the clip's end. A clip shorter than a window is looped.
+    /// a mode of windows, at the clip's end; a clip shorter than a window is looped then. In a mode that carries states
+    /// as many frames later as its scores look further back.
     pub fn ends(&self, model: &Model, hop: usize, reach: &Reach) -> Vec<usize> {
         let n = self.frames.len();
-        let first = if reach.carried { window(model).next_multiple_of(hop) } else { window(model) };
-        let mut ends: Vec<usize> = (first..=n).step_by(hop).collect();
-        if reach.carried {
-            if ends.is_empty() {
-                ends.push(first);
+        if !reach.carried {
+            let mut ends: Vec<usize> = (window(model)..=n).step_by(hop).collect();
+            if ends.last() != Some(&n) {
+                ends.push(n);
             }
-        } else if ends.last() != Some(&n) {
-            ends.push(n);
+            return ends;
         }
-        ends
+        let lag = reach.lag.round() as usize;
+        let first = (window(model) + lag).next_multiple_of(hop);
+        (first..=(n + lag).max(first)).step_by(hop).collect()
     }
 
+    /// Scores the frames before `end`, which lies outside the clip where a mode looks at what was before or comes after.
     fn score(
         &self,
         model: &Model,
         network: &mut dyn Network,
-        end: usize,
+        end: i64,
         length: usize,
         follows: bool,
         whole: bool,
@@ -124,17 +131,30 @@ impl Clip {
         let (_, view_of_stream) = scale::views(&model.manifest);
         let streams = &model.manifest.streams;
         let n = self.frames.len();
-        let start = end.saturating_sub(length);
-        // A carried hop sees what came before it; a window that the clip does not fill is the clip, over and over.
-        let length = if network.reach().carried { end - start } else { length };
-        let real = end.min(n) - start.min(n - 1);
         let mut hop = Hop::of(network, streams.len());
+        hop.follows = follows;
         if whole {
             hop.frames = vec![length; streams.len()];
         }
-        hop.follows = follows;
-        let frame = |i: usize| if end > n { &self.frames[(start + i) % n] } else { &self.frames[start + i % real] };
-        input::fill_hop(streams, &view_of_stream, length, frame, &mut hop);
+        if network.reach().carried {
+            // Before the first frame and behind the last one nothing moves.
+            let still = |frame: &Frame| {
+                let mut still = frame.clone();
+                still.views.iter_mut().for_each(|v| v.flow.fill(0.0));
+                still
+            };
+            let (first, last) = (still(&self.frames[0]), still(&self.frames[n - 1]));
+            let frame = |i: usize| match end - length as i64 + i as i64 {
+                t if t < 0 => &first,
+                t => self.frames.get(t as usize).unwrap_or(&last),
+            };
+            input::fill_hop(streams, &view_of_stream, length, frame, &mut hop);
+        } else {
+            let end = end.max(0) as usize;
+            let start = end.saturating_sub(length);
+            let real = end - start;
+            input::fill_hop(streams, &view_of_stream, length, |i| &self.frames[start + i % real], &mut hop);
+        }
         Ok(network.step(Lane(0), &hop)?.logits.clone())
     }
 }

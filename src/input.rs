@@ -1,6 +1,7 @@
 //! Frames -> a stream's input tensor, in the layout and value range that its manifest says.
 
 use crate::{
+    compile::Packed,
     frame::Frame,
     inference::{Hop, Tensor},
     model::{Dtype, Layout, Stream, StreamKind},
@@ -12,6 +13,7 @@ use crate::{
 pub fn fill<'a>(
     stream: &Stream,
     view: usize,
+    packed: Option<Packed>,
     positions: usize,
     length: usize,
     frame: impl Fn(usize) -> &'a Frame,
@@ -26,16 +28,42 @@ pub fn fill<'a>(
         &frame((length - 1).saturating_sub(behind)).views[view]
     };
     let [low, high] = stream.range;
+    let level = |v: u8| low + (high - low) * f32::from(v) / 255.0;
+    let of_flow = |v: f32| (low + high) / 2.0 + (high - low) / 2.0 * (v / stream.bound).clamp(-1.0, 1.0);
+    if let Some(Packed { scale, block }) = packed {
+        if !matches!(out, Tensor::I8(_)) {
+            *out = Tensor::I8(Vec::new());
+        }
+        let Tensor::I8(out) = out else { unreachable!("just made so") };
+        out.resize(samples, 0);
+        // As QuantizeLinear rounds and saturates.
+        let rounded = |v: f32| (v / scale).round_ties_even().clamp(-128.0, 127.0) as i8;
+        let levels: [i8; 256] = std::array::from_fn(|v| rounded(level(v as u8)));
+        let squares = Squares { block, channels, positions, width, height };
+        for position in 0..positions {
+            let mut channel = 0;
+            if stream.kind != StreamKind::Flow {
+                squares.write(position, channel, 3, &back(position, 0).rgb, |v| levels[v as usize], out);
+                channel = 3;
+            }
+            if stream.kind != StreamKind::Rgb {
+                for stacked in (0..stream.stack).rev() {
+                    squares.write(position, channel, 2, &back(position, stacked).flow, |v| rounded(of_flow(v)), out);
+                    channel += 2;
+                }
+            }
+        }
+        return;
+    }
     match (out, stream.dtype) {
         (Tensor::F32(out), Dtype::F32) => {
             out.resize(samples, 0.0);
-            let level: [f32; 256] = std::array::from_fn(|v| low + (high - low) * v as f32 / 255.0);
-            let of_flow = |v: f32| (low + high) / 2.0 + (high - low) / 2.0 * (v / stream.bound).clamp(-1.0, 1.0);
+            let levels: [f32; 256] = std::array::from_fn(|v| level(v as u8));
             for position in 0..positions {
                 let mut channel = 0;
                 if stream.kind != StreamKind::Flow {
                     let rgb = &back(position, 0).rgb;
-                    write(&strides, position, channel, 3, width, rgb, |v| level[v as usize], out);
+                    write(&strides, position, channel, 3, width, rgb, |v| levels[v as usize], out);
                     channel = 3;
                 }
                 if stream.kind != StreamKind::Rgb {
@@ -58,7 +86,7 @@ pub fn fill<'a>(
                 Dtype::F32 => Tensor::F32(Vec::new()),
                 Dtype::U8 => Tensor::U8(Vec::new()),
             };
-            fill(stream, view, positions, length, frame, out);
+            fill(stream, view, packed, positions, length, frame, out);
         }
     }
 }
@@ -72,9 +100,63 @@ pub fn fill_hop<'a>(
     frame: impl Fn(usize) -> &'a Frame,
     hop: &mut Hop,
 ) {
-    for (((stream, &view), &positions), tensor) in streams.iter().zip(views).zip(&hop.frames).zip(&mut hop.inputs) {
-        fill(stream, view, positions, length, &frame, tensor);
+    let forms = hop.frames.iter().zip(&hop.packed);
+    for (((stream, &view), (&positions, &packed)), tensor) in streams.iter().zip(views).zip(forms).zip(&mut hop.inputs)
+    {
+        fill(stream, view, packed, positions, length, &frame, tensor);
     }
+}
+
+/// An input with squares of pixels as channels; see [`Packed`].
+struct Squares {
+    block: [usize; 2],
+    channels: usize,
+    positions: usize,
+    width: usize,
+    height: usize,
+}
+
+impl Squares {
+    /// Copies one frame's interleaved samples (`count` channels) to where channels `channel..` of `position` lie.
+    fn write<S: Copy>(
+        &self,
+        position: usize,
+        channel: usize,
+        count: usize,
+        samples: &[S],
+        value: impl Fn(S) -> i8,
+        out: &mut [i8],
+    ) {
+        let [bh, bw] = self.block;
+        let (columns, rows) = (self.width / bw, self.height / bh);
+        let plane = columns * rows;
+        for (y, line) in samples.chunks_exact(self.width * count).enumerate() {
+            for dx in 0..bw {
+                for c in 0..count {
+                    let packed = ((y % bh) * bw + dx) * self.channels + channel + c;
+                    let row = (packed * self.positions + position) * plane + y / bh * columns;
+                    let of_line = line[dx * count + c..].iter().step_by(bw * count);
+                    for (d, s) in out[row..row + columns].iter_mut().zip(of_line) {
+                        *d = value(*s);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs values of the stream's own layout [1, C, T, H, W], as [`fill`] does.
+pub fn pack(values: &[f32], packed: Packed, stream: &Stream, positions: usize) -> Tensor {
+    let [width, height] = stream.size;
+    let channels = stream.channels();
+    let plane = width * height;
+    let squares = Squares { block: packed.block, channels, positions, width, height };
+    let mut out = vec![0; values.len()];
+    let rounded = |v: f32| (v / packed.scale).round_ties_even().clamp(-128.0, 127.0) as i8;
+    for (i, samples) in values.chunks_exact(plane).enumerate() {
+        squares.write(i % positions, i / positions, 1, samples, rounded, &mut out);
+    }
+    Tensor::I8(out)
 }
 
 /// Distances in the output from one position, channel, row and column to the next.
@@ -160,7 +242,7 @@ mod tests {
     fn filled(stream: &Stream, positions: usize, n: usize) -> Vec<f32> {
         let frames = frames(n);
         let mut out = Tensor::F32(Vec::new());
-        fill(stream, 0, positions, n, |i| &frames[i], &mut out);
+        fill(stream, 0, None, positions, n, |i| &frames[i], &mut out);
         let Tensor::F32(out) = out else { panic!() };
         assert_eq!(out.len(), stream.shape(positions).iter().product::<usize>());
         out
@@ -193,7 +275,7 @@ mod tests {
         white[0].views[0].rgb.fill(255);
         white[0].views[0].rgb[0] = 0;
         let mut out = Tensor::F32(Vec::new());
-        fill(&s, 0, 1, 1, |i| &white[i], &mut out);
+        fill(&s, 0, None, 1, 1, |i| &white[i], &mut out);
         let Tensor::F32(out) = out else { panic!() };
         assert_eq!((out[0], out[1]), (-1.0, 1.0));
     }
@@ -238,7 +320,7 @@ mod tests {
         let s = stream("kind = 'rgb'\nframes = 2\nlayout = 'NTHWC'\ndtype = 'u8'");
         let frames = frames(2);
         let mut out = Tensor::F32(Vec::new());
-        fill(&s, 0, 2, 2, |i| &frames[i], &mut out);
+        fill(&s, 0, None, 2, 2, |i| &frames[i], &mut out);
         let Tensor::U8(out) = out else { panic!() };
         assert_eq!(out, [&frames[0].views[0].rgb[..], &frames[1].views[0].rgb[..]].concat());
     }

@@ -117,7 +117,7 @@ fn a_frame_costs_no_allocation_after_warm_up() {
             .unwrap();
         let step = ring.take(|window| {
             for ((stream, &view), tensor) in model.manifest.streams.iter().zip(&view_of_stream).zip(&mut tensors) {
-                input::fill(stream, view, stream.frames, window.len(), |i| window.frame(i), tensor);
+                input::fill(stream, view, None, stream.frames, window.len(), |i| window.frame(i), tensor);
             }
         });
         hops += u64::from(matches!(step, Some(Step::Hop(_))));

@@ -60,7 +60,7 @@ fn noise(model: &Model, frames: Option<usize>, random: &mut Random) -> Hop {
             Dtype::U8 => Tensor::U8((0..elements).map(|_| random.bits() as u8).collect()),
         }
     });
-    Hop { inputs: inputs.collect(), frames, follows: false }
+    Hop { inputs: inputs.collect(), packed: vec![None; frames.len()], frames, follows: false }
 }
 
 fn top5(logits: &[f32]) -> Vec<usize> {
@@ -196,7 +196,9 @@ fn a_hop_that_does_not_fit_its_stream_is_an_error() {
             (vec![16], Tensor::U8(vec![0; 3 * 16 * 24 * 20])),
             (vec![16, 16], Tensor::F32(vec![0.0; 3 * 16 * 24 * 20])),
         ] {
-            let e = network.step(Lane(0), &Hop { frames, inputs: vec![input], follows: false }).unwrap_err();
+            let e = network
+                .step(Lane(0), &Hop { packed: vec![None; frames.len()], frames, inputs: vec![input], follows: false })
+                .unwrap_err();
             assert_eq!(e.kind(), Kind::Internal, "{e}");
         }
     }
@@ -537,7 +539,12 @@ fn times_of_the_shipped_model() {
         let single = |i: usize| {
             let mut one = model.clone();
             one.manifest.streams = vec![model.manifest.streams[i].clone()];
-            let hop = Hop { frames: vec![hop.frames[i]], inputs: vec![hop.inputs[i].clone()], follows: false };
+            let hop = Hop {
+                frames: vec![hop.frames[i]],
+                packed: vec![None],
+                inputs: vec![hop.inputs[i].clone()],
+                follows: false,
+            };
             (load(&one, "cpu", &LoadOptions { threads: Some(1), ..F32 }), hop)
         };
         let (mut a, mut b) = (single(0), single(1));

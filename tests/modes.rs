@@ -10,6 +10,7 @@ use std::path::Path;
 use actiond::{
     config::Mode,
     inference::{self, Hop, Lane, LoadOptions, Network, Tensor},
+    input,
     model::{Model, Precision, Stream},
 };
 use onnx::Random;
@@ -70,7 +71,10 @@ impl Video {
                     values.extend(&self.0[s][(end - 1).saturating_sub(back)][c * plane..][..plane]);
                 }
             }
-            hop.inputs[s] = Tensor::F32(values);
+            hop.inputs[s] = match hop.packed[s] {
+                Some(packed) => input::pack(&values, packed, stream, n),
+                None => Tensor::F32(values),
+            };
         }
         hop.follows = follows;
         hop
@@ -112,13 +116,11 @@ fn window_mode_is_dense_mode_on_every_backend_in_every_precision() {
             let window = video.scores(&model, network.as_mut(), 64);
             let difference = far(&dense, &window);
             eprintln!("{backend} {}: window and dense differ by {difference}", precision.name());
-            // Integers are exact. Floats may be added in another order where a kernel is chosen by the number of columns,
-            // and OpenVINO rounds at other places of a graph that it fuses otherwise: a tenth of what INT8 costs.
-            let most = match (backend, precision) {
-                ("cpu", Precision::Int8) => 0.0,
-                (_, Precision::Int8) => 0.02,
-                _ => 2e-5,
-            };
+            // Floats may be added in another order where a kernel is chosen by the number of columns. In a quantized
+            // graph such a difference, rounded, is now and then a whole step: ONNX Runtime's CPU provider convolves the
+            // quantized values in f32 (it has no 3D kernel for integers), and OpenVINO fuses the two graphs otherwise.
+            // What INT8 itself costs is 0.13.
+            let most = if precision == Precision::Int8 { 0.06 } else { 2e-5 };
             assert!(difference <= most, "{backend} {}: {difference}", precision.name());
             assert!(far(&dense, &dense[1..].iter().chain(&dense[..1]).cloned().collect::<Vec<_>>()) > 0.05);
             // A cut: the window behind it is computed whole, whatever the states say.

@@ -12,10 +12,11 @@ use sha2::{Digest, Sha256};
 
 use super::{say, say_json};
 use crate::{
-    compile::{self, Program},
+    compile::{self, Packed, Program},
     config::{DEFAULT_HOP, Mode},
     error::{Error, Result},
     inference::{self, Hop, Lane, LoadOptions, Tensor, request},
+    input,
     model::{Dtype, File, Model, Precision, Stream},
 };
 
@@ -203,10 +204,10 @@ fn difference(
         let mut scores = Vec::new();
         let first = if mode == Mode::Window { stream.frames } else { hop };
         for end in (first..=clip.frames).step_by(hop) {
-            let hop = clip.cut(end, program.frames, end > first);
+            let hop = clip.cut(end, program.frames, end > first, live.packed(0));
             scores = live.step(Lane(0), &hop)?.logits[0].clone();
         }
-        let expected = &whole.step(Lane(0), &clip.cut(clip.frames, columns, false))?.logits[0];
+        let expected = &whole.step(Lane(0), &clip.cut(clip.frames, columns, false, None))?.logits[0];
         Ok(scores.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
     })();
     let _ = fs::remove_dir_all(&folder);
@@ -221,7 +222,7 @@ struct Noise<'a> {
 
 impl Noise<'_> {
     /// The `columns` frames before `end`; before the first is the first.
-    fn cut(&self, end: usize, columns: usize, follows: bool) -> Hop {
+    fn cut(&self, end: usize, columns: usize, follows: bool, packed: Option<Packed>) -> Hop {
         let shape = self.stream.shape(columns);
         let axis = inference::time_axis(self.stream.layout).unwrap_or(0);
         let inner: usize = shape[axis + 1..].iter().product();
@@ -240,10 +241,12 @@ impl Noise<'_> {
             }
         }
         let [low, high] = self.stream.range;
-        let input = match self.stream.dtype {
-            Dtype::U8 => Tensor::U8(values),
-            Dtype::F32 => Tensor::F32(values.iter().map(|&v| low + (high - low) * v as f32 / 255.0).collect()),
+        let floats = || values.iter().map(|&v| low + (high - low) * v as f32 / 255.0).collect::<Vec<f32>>();
+        let input = match (packed, self.stream.dtype) {
+            (Some(packed), _) => input::pack(&floats(), packed, self.stream, columns),
+            (None, Dtype::U8) => Tensor::U8(values),
+            (None, Dtype::F32) => Tensor::F32(floats()),
         };
-        Hop { frames: vec![columns], inputs: vec![input], follows }
+        Hop { frames: vec![columns], packed: vec![packed], inputs: vec![input], follows }
     }
 }

@@ -22,6 +22,14 @@ pub(super) struct Dense {
     pub input: Id,
 }
 
+impl Dense {
+    /// Multiply-adds of the whole graph.
+    pub fn macs(&self) -> u64 {
+        let columns = |n: &Node| n.outputs.first().map_or(1, |&id| self.tensors[id].columns() as u64);
+        self.nodes.iter().map(|n| n.macs * columns(n)).sum()
+    }
+}
+
 /// A tensor with a time axis, as it is in the dense graph.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
@@ -129,8 +137,11 @@ pub(super) struct Input<'a> {
     pub output: &'a str,
 }
 
-pub(super) fn read(bytes: &[u8], input: &Input) -> Result<Dense> {
-    let mut model = ModelProto::decode(bytes).map_err(|e| Error::model(format!("it is not an ONNX file: {e}")))?;
+pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto> {
+    ModelProto::decode(bytes).map_err(|e| Error::model(format!("it is not an ONNX file: {e}")))
+}
+
+pub(super) fn read(mut model: ModelProto, input: &Input) -> Result<Dense> {
     let mut graph = model.graph.take().ok_or_else(|| Error::model("there is no graph in it"))?;
     prune(&mut graph, &[input.output]);
     constants_to_initializers(&mut graph);

@@ -15,10 +15,11 @@
 //! hop, and each one behind a cut, runs [`Program::prime`]: the dense graph, which gives the states as well.
 //!
 //! Rooms: [`dense`](self) reads a graph and knows for each operator how columns depend on columns; `columns` is the
-//! arithmetic of what is fresh, kept and touched; `write` puts the new graph together.
+//! arithmetic of what is fresh, kept and touched; `write` puts the new graph together; `pack` makes the first step cheap.
 
 mod columns;
 mod dense;
+mod pack;
 mod write;
 
 #[cfg(test)]
@@ -50,6 +51,12 @@ pub struct Request<'a> {
     pub columns: Option<usize>,
 }
 
+impl Request<'_> {
+    fn input(&self) -> dense::Input<'_> {
+        dense::Input { name: self.input, shape: self.shape.clone(), axis: self.axis, output: self.output }
+    }
+}
+
 /// A graph for one hop.
 #[derive(Debug, Clone)]
 pub struct Program {
@@ -60,6 +67,9 @@ pub struct Program {
     /// Columns of the input that a hop takes, the newest last: the fresh ones, and what the first convolution reaches
     /// back to. In window mode the whole window.
     pub frames: usize,
+    /// The input's shape for the window: the request's, unless it is packed.
+    pub shape: Vec<usize>,
+    pub packed: Option<Packed>,
     pub states: Vec<State>,
     /// Columns that must have gone in before a score depends on nothing from before the beginning; 0 in window mode.
     pub warm_after: usize,
@@ -83,14 +93,23 @@ impl Program {
 /// The dense graph over `frames` columns of input whose score a hop's of this program must be, once that many have gone
 /// in: what the mode stands for, computed plainly. In window mode that is the window.
 pub fn reference(request: &Request, program: &Program, frames: usize) -> Result<Vec<u8>> {
-    let mut shape = request.shape.clone();
-    shape[request.axis] = frames;
-    let input = dense::Input { name: request.input, shape, axis: request.axis, output: request.output };
-    let dense = dense::read(request.graph, &input)?;
+    let mut input = request.input();
+    input.shape[request.axis] = frames;
+    let dense = dense::read(dense::decode(request.graph)?, &input)?;
     let columns = columns::columns(&dense, request.mode, frames as i64, request.hop as i64)?;
     let k = Some(program.used as i64);
     let (written, _) = write::write(&dense, &columns, request.mode, k, Kind::Reference, &Kept::new())?;
     Ok(write::encode(&written.model))
+}
+
+/// How a graph takes its input that would quantize it first: as i8, each value divided by `scale` and rounded to the
+/// nearest (of two, the even one), and squares of pixels as channels: the input [1, C, T, H, W] becomes
+/// [1, block area * C, T, H / block, W / block], where the channel of pixel (y, x) is
+/// `((y % block[0]) * block[1] + x % block[1]) * C + c`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Packed {
+    pub scale: f32,
+    pub block: [usize; 2],
 }
 
 /// A tensor that a hop gives to the next.
@@ -116,9 +135,10 @@ pub fn compile(request: &Request) -> Result<Program> {
     if request.hop == 0 || request.hop > frames {
         return Err(Error::config(format!("a hop of {} for a window of {frames}", request.hop)));
     }
-    let input =
-        dense::Input { name: request.input, shape: request.shape.clone(), axis: request.axis, output: request.output };
-    let dense = dense::read(request.graph, &input)?;
+    let mut model = dense::decode(request.graph)?;
+    let mut input = request.input();
+    let packed = pack::pack(&mut model, request.input, &mut input.shape, request.axis);
+    let dense = dense::read(model, &input)?;
     let columns = columns::columns(&dense, mode, frames as i64, request.hop as i64)?;
     let k = request.columns.map(|k| k as i64);
     // Twice: first to see what is asked for of earlier columns, then with that kept.
@@ -128,11 +148,11 @@ pub fn compile(request: &Request) -> Result<Program> {
         Mode::Window => Some(write::write(&dense, &columns, mode, k, Kind::Prime, &kept)?.0),
         _ => None,
     };
-    let macs_dense = dense
-        .nodes
-        .iter()
-        .map(|n| n.macs * n.outputs.first().map_or(1, |&id| dense.tensors[id].columns() as u64))
-        .sum();
+    // Of the graph as it came: packing puts zeros between the weights.
+    let macs_dense = match packed {
+        Some(_) => dense::read(dense::decode(request.graph)?, &request.input())?.macs(),
+        None => dense.macs(),
+    };
     let (last, used) = written.last;
     let c = &columns[last];
     let lag = match mode {
@@ -148,6 +168,8 @@ pub fn compile(request: &Request) -> Result<Program> {
         graph: write::encode(&written.model),
         prime: prime.map(|p| write::encode(&p.model)),
         frames: written.frames as usize,
+        shape: input.shape,
+        packed,
         states: written.states,
         warm_after,
         lag,

@@ -33,6 +33,8 @@ pub(super) struct Graph {
     /// What is carried from step to step, as it goes in and as it comes out. A graph that only begins a state takes none.
     pub states_in: Vec<StatePort>,
     pub states_out: Vec<String>,
+    /// The input's shape for the window, where it is packed.
+    packed: Option<Vec<usize>>,
 }
 
 /// A state as it goes in.
@@ -109,6 +111,7 @@ impl Graph {
             outputs,
             states_in: stream.state.iter().map(state).collect(),
             states_out: stream.state.iter().map(|s| s.output.clone()).collect(),
+            packed: None,
         };
         graph.check(stream, model.labels.len()).map_err(|e| e.context(graph.path.display()))?;
         Ok(graph)
@@ -151,10 +154,12 @@ impl Graph {
                 bytes,
                 states_out: states_out.clone(),
                 states_in,
+                packed: program.packed.map(|_| program.shape.clone()),
             }
         };
-        let prime = program.prime.take().map(|bytes| like_this("prime", bytes, Vec::new()));
-        let hop = like_this("hop", std::mem::take(&mut program.graph), states_in);
+        let (prime, hop) = (program.prime.take(), std::mem::take(&mut program.graph));
+        let prime = prime.map(|bytes| like_this("prime", bytes, Vec::new()));
+        let hop = like_this("hop", hop, states_in);
         Ok(Some(Stepped { hop, prime, program }))
     }
 
@@ -186,9 +191,23 @@ impl Graph {
     pub fn input_shapes(&self, stream: &Stream, frames: usize) -> Vec<Vec<usize>> {
         let shape = |port: &Port| match self.states_in.iter().find(|s| s.name == port.name) {
             Some(state) => state.shape.clone(),
-            None => stream.shape(frames),
+            None => self.input_shape(stream, frames),
         };
         self.inputs.iter().map(shape).collect()
+    }
+
+    /// The shape of the input for `frames` frames.
+    pub fn input_shape(&self, stream: &Stream, frames: usize) -> Vec<usize> {
+        match &self.packed {
+            // [1, C, T, H, W]
+            Some(shape) => shape.iter().enumerate().map(|(i, &n)| if i == 2 { frames } else { n }).collect(),
+            None => stream.shape(frames),
+        }
+    }
+
+    /// Whether the input is i8, whatever the manifest says.
+    pub fn is_packed(&self) -> bool {
+        self.packed.is_some()
     }
 
     /// What each symbol in the inputs' shapes stands for when the stream gets `frames` frames.

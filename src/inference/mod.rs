@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::{
+    compile::Packed,
     config::{DEFAULT_HOP, Mode, nearest},
     error::{Error, Result},
     model::{File, Model, Precision, Stream},
@@ -28,6 +29,21 @@ pub struct Lane(pub usize);
 pub enum Tensor {
     F32(Vec<f32>),
     U8(Vec<u8>),
+    I8(Vec<i8>),
+}
+
+impl Tensor {
+    pub fn len(&self) -> usize {
+        match self {
+            Tensor::F32(values) => values.len(),
+            Tensor::U8(values) => values.len(),
+            Tensor::I8(values) => values.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// What a network gets for one hop: one tensor for each of the model's streams, in the manifest's order.
@@ -36,6 +52,8 @@ pub struct Hop {
     /// Frames along each stream's time axis: the manifest's count for a window; any number, for a whole clip, where
     /// the stream's graph has a symbolic time axis.
     pub frames: Vec<usize>,
+    /// How each stream takes its values: as the manifest says, or packed.
+    pub packed: Vec<Option<Packed>>,
     pub inputs: Vec<Tensor>,
     /// Whether its new frames are those right behind the lane's hop before. Where they are not, window mode computes the
     /// window whole, and the other modes take it for a cut in the video.
@@ -47,6 +65,7 @@ impl Hop {
     pub fn of(network: &dyn Network, streams: usize) -> Hop {
         Hop {
             frames: (0..streams).map(|s| network.frames(s)).collect(),
+            packed: (0..streams).map(|s| network.packed(s)).collect(),
             inputs: vec![Tensor::F32(Vec::new()); streams],
             follows: false,
         }
@@ -144,6 +163,9 @@ pub trait Network: Send {
 
     /// How many frames of its own a stream takes at each hop: its window, or fewer in a mode that carries states.
     fn frames(&self, stream: usize) -> usize;
+
+    /// How a stream takes its values, where that is not as the manifest says.
+    fn packed(&self, stream: usize) -> Option<Packed>;
 
     /// How the mode's scores lie in time, and what they cost.
     fn reach(&self) -> Reach;

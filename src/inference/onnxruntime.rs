@@ -297,6 +297,7 @@ struct Loaded {
 enum Input {
     F32(Values<f32>),
     U8(Values<u8>),
+    I8(Values<i8>),
 }
 
 #[derive(Default)]
@@ -340,9 +341,10 @@ impl StateValue {
 
 impl Loaded {
     fn new(session: Arc<Session>, graph: &Graph, stream: &Stream, frames: usize) -> Result<Self> {
-        let shape = stream.shape(frames);
+        let shape = graph.input_shape(stream, frames);
         let elements = shape.iter().product();
         let input = match stream.dtype {
+            _ if graph.is_packed() => Values::from_array((shape, vec![0i8; elements])).map(Input::I8),
             Dtype::F32 => Values::from_array((shape, vec![0f32; elements])).map(Input::F32),
             Dtype::U8 => Values::from_array((shape, vec![0u8; elements])).map(Input::U8),
         };
@@ -382,6 +384,7 @@ impl Engine for Loaded {
         let value = match (&mut self.input, input) {
             (Input::F32(buffer), Tensor::F32(values)) => fill(buffer, values)?,
             (Input::U8(buffer), Tensor::U8(values)) => fill(buffer, values)?,
+            (Input::I8(buffer), Tensor::I8(values)) => fill(buffer, values)?,
             _ => return Err(Error::internal("an input of another type than the stream's")),
         };
         let room = &mut self.room;

@@ -16,6 +16,7 @@ use super::{
     graph::{Graph, Stepped},
 };
 use crate::{
+    compile::Packed,
     config::Mode,
     error::{Error, Result},
     model::{Dtype, Model, Precision, Stream},
@@ -80,6 +81,7 @@ enum Work<E> {
         /// Window mode's first hop, and the one behind a cut.
         prime: Option<E>,
         frames: usize,
+        packed: Option<Packed>,
         reach: Reach,
     },
 }
@@ -160,6 +162,10 @@ impl<E: Engine> Network for Streams<E> {
         })
     }
 
+    fn packed(&self, stream: usize) -> Option<Packed> {
+        self.runners.get(stream).and_then(|r| if let Work::Stepped { packed, .. } = &r.work { *packed } else { None })
+    }
+
     fn reach(&self) -> Reach {
         let all = self.runners.iter().map(|r| match &r.work {
             Work::Dense { .. } => Reach::default(),
@@ -187,10 +193,12 @@ impl<E: Engine> Runner<E> {
     ) -> Result<Self> {
         let Prepared { precision, graph, mut build } = prepared;
         let per_frame: usize = stream.shape(1).iter().product();
+        let packed = stepped.as_ref().and_then(|s| s.program.packed);
         let mut try_out = |engine: &mut E, state: &mut E::State, frames: usize| {
-            let zeros = match stream.dtype {
-                Dtype::F32 => Tensor::F32(vec![0.0; per_frame * frames]),
-                Dtype::U8 => Tensor::U8(vec![0; per_frame * frames]),
+            let zeros = match (stream.dtype, packed) {
+                (_, Some(_)) => Tensor::I8(vec![0; per_frame * frames]),
+                (Dtype::F32, None) => Tensor::F32(vec![0.0; per_frame * frames]),
+                (Dtype::U8, None) => Tensor::U8(vec![0; per_frame * frames]),
             };
             engine.run(&zeros, state, logits).map_err(|e| Error::model(e.to_string()))
         };
@@ -220,7 +228,7 @@ impl<E: Engine> Runner<E> {
                     macs_dense: program.macs_dense,
                     state_bytes: program.state_bytes(),
                 };
-                Work::Stepped { hop, prime, frames: program.frames, reach }
+                Work::Stepped { hop, prime, frames: program.frames, packed, reach }
             }
         };
         if logits.len() != labels {
@@ -234,15 +242,19 @@ impl<E: Engine> Runner<E> {
     }
 
     fn step(&mut self, lane: Lane, frames: usize, input: &Tensor, follows: bool, logits: &mut Vec<f32>) -> Result<()> {
-        let (len, dtype) = match input {
-            Tensor::F32(values) => (values.len(), Dtype::F32),
-            Tensor::U8(values) => (values.len(), Dtype::U8),
+        let packed = matches!(self.work, Work::Stepped { packed: Some(_), .. });
+        let (dtype, fits) = match input {
+            Tensor::F32(_) => ("f32", !packed && self.stream.dtype == Dtype::F32),
+            Tensor::U8(_) => ("u8", !packed && self.stream.dtype == Dtype::U8),
+            Tensor::I8(_) => ("i8", packed),
         };
         let expected = self.per_frame.saturating_mul(frames);
-        if frames == 0 || len != expected || dtype != self.stream.dtype {
+        if frames == 0 || input.len() != expected || !fits {
             return Err(Error::internal(format!(
-                "got {len} values of {dtype:?} for {frames} frames, which take {expected} of {:?}",
-                self.stream.dtype
+                "got {} values of {dtype} for {frames} frames, which take {expected} of {:?}{}",
+                input.len(),
+                self.stream.dtype,
+                if packed { ", packed to i8" } else { "" }
             )));
         }
         let takes = |n: usize| {

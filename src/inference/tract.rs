@@ -74,7 +74,7 @@ impl Compiled {
             .map_err(|e| cannot(format!("{e:#}")))?;
         Ok(Compiled {
             state,
-            shape: stream.shape(frames),
+            shape: graph.input_shape(stream, frames),
             input: graph.input_index(&stream.input)?,
             logits: graph.output_index(&stream.output)?,
             state_inputs: graph.states_in.iter().map(|s| graph.input_index(&s.name)).collect::<Result<_>>()?,
@@ -87,6 +87,7 @@ impl Compiled {
         let values = match input {
             Tensor::F32(values) => Values::from_shape(&self.shape, values)?,
             Tensor::U8(values) => Values::from_shape(&self.shape, values)?,
+            Tensor::I8(values) => Values::from_shape(&self.shape, values)?,
         };
         let mut inputs: TVec<TValue> = tvec![values.into_tvalue(); 1 + self.state_inputs.len()];
         inputs.swap(0, self.input);
