@@ -11,7 +11,7 @@ ReLU throws away.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -379,11 +379,26 @@ def weight_scales(w: np.ndarray, axis: int) -> np.ndarray:
 
 
 def quantized_weights(w: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """s8 weights, and their scales [C]."""
+    """s8 weights, and their scales [C].
+
+    What rounding takes from a kernel's weight is given to the next one in time (in height, where there is no time), so
+    that what a still picture gives is right to half a step: neighbours in time see nearly the same, and rounded each
+    for itself their errors add up. On the default model's RGB stream, whose first kernels have no mean over time, it
+    leaves a tenth of the noise of the weights.
+    """
     scales = weight_scales(w, axis)
     shape = [1] * w.ndim
     shape[axis] = -1
-    return np.clip(np.rint(w / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8), scales
+    steps = w / scales.reshape(shape)
+    if w.ndim < 4 or axis != 0:
+        return np.clip(np.rint(steps), -LEVELS, LEVELS).astype(np.int8), scales
+    rounded = np.empty_like(steps)
+    carried = np.zeros_like(steps[:, :, 0])
+    for t in range(w.shape[2]):
+        wanted = steps[:, :, t] + carried
+        rounded[:, :, t] = np.clip(np.rint(wanted), -LEVELS, LEVELS)
+        carried = wanted - rounded[:, :, t]
+    return rounded.astype(np.int8), scales
 
 
 class Writer:
@@ -462,13 +477,15 @@ class Noise:
     """dB: the signal against the error that has come together up to here"""
 
 
-def ranges_of(model: onnx.ModelProto, tensors: Iterable[str], method: str, windows: Windows) -> dict[str, float]:
-    """Where each tensor's |values| are clipped."""
+def ranges_of(
+    model: onnx.ModelProto, tensors: Iterable[str], methods: Sequence[str], windows: Windows
+) -> dict[str, dict[str, float]]:
+    """For each method, where each tensor's |values| are clipped."""
     peaks = peaks_of(model, tensors, windows)
-    if method == "minmax":
-        return peaks
+    if list(methods) == ["minmax"]:
+        return {"minmax": peaks}
     counts = histograms(model, peaks, peaks, windows)
-    return {t: clip_at(counts[t], peak, method) for t, peak in peaks.items()}
+    return {method: {t: clip_at(counts[t], peak, method) for t, peak in peaks.items()} for method in methods}
 
 
 def scales_of(what: Plan, ranges: dict[str, float]) -> dict[str, float]:
