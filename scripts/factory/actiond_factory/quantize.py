@@ -31,6 +31,8 @@ from .model import log_softmax, session, sha256, staged
 
 MEMORY = 1 << 30
 """Bytes of clips' input tensors that are held for the calibration, and again for the measurement."""
+BEST = 80_000_000
+"""Values of input on which candidates are compared, at most."""
 PROVIDERS = ("CPUExecutionProvider", "OpenVINOExecutionProvider")
 Window = Callable[[int], np.ndarray]
 """Gives the input tensor of a stream by its number in the manifest."""
@@ -48,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", type=int, default=128, help="how many windows to calibrate on (default 128)")
     parser.add_argument("--clips", type=int, default=300, help="how many windows to compare on (default 300)")
     parser.add_argument("--method", choices=("best", *int8.METHODS), default="best", help="where values are clipped")
+    parser.add_argument(
+        "--equalize",
+        choices=("best", "yes", "no"),
+        default="best",
+        help="make the ranges of a tensor's channels more equal first, which changes no result in f32",
+    )
     parser.add_argument(
         "--min-sqnr",
         type=float,
@@ -183,16 +191,25 @@ def quantize_stream(run: Run, args: argparse.Namespace) -> tuple[onnx.ModelProto
     what = int8.plan(fixed.graph, set(why))
     if not what.layers:
         raise BadInput(f"{source}: no f32 convolution or matrix product in it to quantize")
-    methods = int8.METHODS if args.method == "best" else [args.method]
-    ranges = int8.ranges_of(fixed, what.reads, methods, run.first(len(run.windows), "calibration"))
-    # The ends of the input are known, and zero is one of its values.
-    for method in methods:
-        if stream.input in what.reads:
-            ranges[method][stream.input] = max(abs(v) for v in stream.range)
-    method = methods[0] if len(methods) == 1 else best(run, fixed, what, ranges)
+    every_window = run.first(len(run.windows), "calibration")
+    bases = {"as it is": fixed}
+    if args.equalize != "no":
+        bases["equalized"] = int8.equalized(fixed, every_window)
+    if args.equalize == "yes":
+        del bases["as it is"]
+    tried: list[Candidate] = []
+    for text, base in bases.items():
+        methods = int8.METHODS if args.method == "best" else [args.method]
+        for method, ranges in int8.ranges_of(base, what.reads, methods, every_window).items():
+            # The ends of the input are known, and zero is one of its values.
+            if stream.input in ranges:
+                ranges[stream.input] = max(abs(v) for v in stream.range)
+            tried.append(Candidate(f"{method}, {text}", base, ranges))
+    chosen = tried[0] if len(tried) == 1 else best(run, fixed, what, tried)
+    fixed = chosen.base
     few = run.first(16, "layers")
     while True:
-        scales = int8.scales_of(what, ranges[method])
+        scales = int8.scales_of(what, chosen.ranges)
         s8 = int8.quantized(fixed, what, scales)
         noise = int8.layer_noise(fixed, s8, what, scales, few)
         lossy = {name: n for name, n in noise.items() if n.own < args.min_sqnr}
@@ -211,12 +228,22 @@ def quantize_stream(run: Run, args: argparse.Namespace) -> tuple[onnx.ModelProto
             entry |= {"own_db": round(noise[name].own, 2), "total_db": round(noise[name].total, 2)}
             entry["input_scale"] = scales[what.group[layer.x]]
         layers.append(entry)
-    return restored(s8, model), method, layers
+    return restored(s8, model), chosen.name, layers
 
 
-def best(run: Run, fixed: onnx.ModelProto, what: int8.Plan, ranges: dict[str, dict[str, float]]) -> str:
-    """The method whose ranges leave the logits with the least noise, on some of the calibration's windows."""
-    some = run.first(24, "choosing the ranges")
+@dataclass
+class Candidate:
+    """A graph and where its values would be clipped."""
+
+    name: str
+    base: onnx.ModelProto
+    ranges: dict[str, float]
+
+
+def best(run: Run, fixed: onnx.ModelProto, what: int8.Plan, tried: list[Candidate]) -> Candidate:
+    """The candidate that leaves the logits with the least error, on some of the calibration's windows."""
+    size = run.windows[0]().size
+    some = run.first(max(4, min(32, BEST // size)), "choosing the ranges")
     output = [run.stream.output]
 
     def logits(model: onnx.ModelProto) -> np.ndarray:
@@ -224,11 +251,12 @@ def best(run: Run, fixed: onnx.ModelProto, what: int8.Plan, ranges: dict[str, di
         return np.array([loaded.run(output, x)[0].reshape(-1) for x in some()])
 
     reference = logits(fixed)
-    noise = {
-        method: float(((logits(int8.quantized(fixed, what, int8.scales_of(what, found))) - reference) ** 2).sum())
-        for method, found in ranges.items()
-    }
-    return min(noise, key=noise.get)
+    errors = []
+    for candidate in tried:
+        s8 = int8.quantized(candidate.base, what, int8.scales_of(what, candidate.ranges))
+        # The mean of lengths, not of squares: one window far out must not choose for all.
+        errors.append(float(np.linalg.norm(logits(s8) - reference, axis=1).mean()))
+    return tried[int(np.argmin(errors))]
 
 
 def restored(s8: onnx.ModelProto, source: onnx.ModelProto) -> onnx.ModelProto:
