@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .errors import BadInput
 from .model import session
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -35,10 +36,6 @@ PERCENTILE = 99.99
 Inputs = dict[str, np.ndarray]
 Windows = Callable[[], Iterator[Inputs]]
 """Gives the calibration's inputs, anew at each call."""
-
-
-class Refused(Exception):
-    """The graph can't be quantized; the message says which node and why."""
 
 
 @dataclass
@@ -271,7 +268,7 @@ def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
                 if not missing[j]:
                     heapq.heappush(ready, j)
     if len(order) != len(graph.node):
-        raise Refused("the graph has a loop")
+        raise BadInput("the graph has a loop")
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -687,7 +684,7 @@ def layer_noise(
         values = loaded.run(names, x)
         sums = [float(v) for v in values] if not sums else [s + float(v) for s, v in zip(sums, values, strict=True)]
     if not sums:
-        raise Refused("nothing to measure on")
+        raise BadInput("nothing to measure on")
     result = {}
     for i, layer in enumerate(what.layers):
         signal, own, total = sums[3 * i : 3 * i + 3]

@@ -17,6 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .errors import BadInput
+
 FPS = 25
 SECOND = 1_000_000_000
 """in nanoseconds, in which the daemon counts: a picture that lies between two ticks must fall to the same one here"""
@@ -29,10 +31,6 @@ PRESETS = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
-
-
-class BadInput(Exception):
-    """What the user gave can't be used; the message says what, where and what to do."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from . import int8, intake, qdq
 from .data import EVALUATION_FRAMES, SIZE, Clips, held_out, plain
-from .intake import BadInput, Stream
+from .errors import BadInput
+from .intake import Stream
 from .model import log_softmax, session, sha256, staged
 
 MEMORY = 1 << 30
@@ -68,15 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Runs `quantize`."""
     folder = args.model or args.folder
-    try:
-        if folder is None:
-            raise BadInput("say which model: factory quantize MODEL CLIPS")
-        if args.check:
-            return check(folder)
-        quantize(folder, args)
-    except (BadInput, int8.Refused) as e:
-        print(f"factory quantize: {e}", file=sys.stderr)
-        return 2
+    if folder is None:
+        raise BadInput("say which model: factory quantize MODEL CLIPS")
+    if args.check:
+        return check(folder)
+    quantize(folder, args)
     return 0
 
 
@@ -218,7 +215,7 @@ def quantize_stream(run: Run, args: argparse.Namespace) -> tuple[onnx.ModelProto
         why |= {name: f"{n.own:.1f} dB" for name, n in lossy.items()}
         what = int8.plan(fixed.graph, set(why))
         if not what.layers:
-            raise int8.Refused(f"{source}: every layer loses more than --min-sqnr {args.min_sqnr} allows")
+            raise BadInput(f"{source}: every layer loses more than --min-sqnr {args.min_sqnr} allows")
     layers = []
     for name, layer in every.items():
         entry: dict = {"layer": name, "precision": "f32" if name in why else "int8"}
