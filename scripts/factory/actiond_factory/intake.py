@@ -17,9 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .errors import BadInput
+
 FPS = 25
-LONGEST_STEP = 1.0
-"""seconds between two pictures; more than this is a cut"""
+SECOND = 1_000_000_000
+"""in nanoseconds, in which the daemon counts: a picture that lies between two ticks must fall to the same one here"""
+LONGEST_STEP = SECOND
+"""between two pictures; more than this is a cut"""
 VIDEOS = frozenset("3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv y4m".split())
 """Extensions of files that are taken for clips."""
 PRESETS = {
@@ -27,10 +31,6 @@ PRESETS = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
-
-
-class BadInput(Exception):
-    """What the user gave can't be used; the message says what, where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def read_manifest(folder: Path) -> tuple[dict, list[Stream]]:
 class Picture:
     """A decoded picture in the planes of its codec."""
 
-    time: float
-    """seconds since the clip's first picture"""
+    time: int
+    """ns since the clip's first picture"""
     planes: tuple[np.ndarray, ...]
     """u8: one [H, W, 3] of RGB, or Y [H, W], U and V [(H+1)/2, (W+1)/2]"""
     bt709: bool = False
@@ -158,14 +158,14 @@ def pictures(path: Path) -> Iterator[Picture]:
             video = container.streams.video[0]
             video.codec_context.thread_count = 1
             rate = video.average_rate or video.guessed_rate or Fraction(FPS)
-            first, last = None, 0.0
+            first, last = None, 0
             for frame in container.decode(video):
                 if frame.pts is None:
-                    time = last + float(1 / rate) if given else 0.0
+                    time = last + int(SECOND / rate) if given else 0
                 else:
-                    now = frame.pts * frame.time_base
+                    now = int(frame.pts * frame.time_base * SECOND)
                     first = now if first is None else first
-                    time = max(float(now - first), last)
+                    time = max(now - first, last)
                 last = time
                 given += 1
                 yield picture_of(frame, time)
@@ -176,7 +176,7 @@ def pictures(path: Path) -> Iterator[Picture]:
         raise BadInput(f"{path}: no pictures in it")
 
 
-def picture_of(frame, time: float) -> Picture:
+def picture_of(frame, time: int) -> Picture:
     """A decoded frame's planes, turned as its file says."""
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     if frame.format.is_rgb or frame.format.name == "pal8":
@@ -201,11 +201,11 @@ class Cadence:
     """Which picture becomes which tick: `src/cadence.rs`."""
 
     def __init__(self) -> None:
-        self.last: tuple[float, int] | None = None
+        self.last: tuple[int, int] | None = None
 
-    def admit(self, time: float) -> tuple[int, int, float] | None:
-        """(ticks, repeats, factor on the flow) for a picture at `time` s; None drops it, a factor of 0 is a start."""
-        tick = math.floor(time * FPS + 0.5)
+    def admit(self, time: int) -> tuple[int, int, float] | None:
+        """(ticks, repeats, factor on the flow) for a picture at `time` ns; None drops it, a factor of 0 is a start."""
+        tick = (time * FPS + SECOND // 2) // SECOND
         if self.last is None or time < self.last[0]:
             self.last = (time, tick)
             return 1, 0, 0.0
@@ -215,8 +215,9 @@ class Cadence:
         self.last = (time, tick)
         if time - before > LONGEST_STEP:
             return 1, 0, 0.0
-        repeats = sum(k / FPS - before < time - k / FPS for k in range(last + 1, tick))
-        return tick - last, repeats, 1 / FPS / (time - before)
+        instants = (k * (SECOND // FPS) for k in range(last + 1, tick))
+        repeats = sum(max(t - before, 0) < max(time - t, 0) for t in instants)
+        return tick - last, repeats, SECOND / FPS / (time - before)
 
 
 # ---------------------------------------------------------------------------------------------- scale
@@ -333,7 +334,8 @@ class Flow:
 
     def between(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """f32 [H, W, 2] in pixels of the view, from luma of `upscale` times its size."""
-        flow = self.estimator.calc(before, after, None)
+        # The daemon hands zeros as a first guess, which DIS does not take for the same as none.
+        flow = self.estimator.calc(before, after, np.zeros((*before.shape, 2), np.float32))
         n = self.upscale
         rows, columns = flow.shape[0] // n, flow.shape[1] // n
         return flow.reshape(rows, n, columns, n, 2).sum((1, 3), dtype=np.float32) / np.float32(n**3)

@@ -14,7 +14,9 @@ import json
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +24,19 @@ import onnx
 import onnxruntime
 from tqdm import tqdm
 
-from . import int8, intake
-from .intake import BadInput, Stream
+from . import int8, intake, qdq
+from .data import EVALUATION_FRAMES, SIZE, Clips, held_out, plain
+from .errors import BadInput
+from .intake import Stream
 from .model import log_softmax, session, sha256, staged
 
 MEMORY = 1 << 30
-"""Bytes of input tensors that are held for the calibration, and again for the measurement."""
+"""Bytes of clips' input tensors that are held for the calibration, and again for the measurement."""
+BEST = 80_000_000
+"""Values of input on which candidates are compared, at most."""
 PROVIDERS = ("CPUExecutionProvider", "OpenVINOExecutionProvider")
-Held = list[list[np.ndarray]]
-"""Windows, each as one tensor a stream."""
+Window = Callable[[int], np.ndarray]
+"""Gives the input tensor of a stream by its number in the manifest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="only hold MODEL's int8 files against TensorRT's rules")
     parser.add_argument("--calibration", type=int, default=128, help="how many windows to calibrate on (default 128)")
     parser.add_argument("--clips", type=int, default=300, help="how many windows to compare on (default 300)")
-    parser.add_argument("--method", choices=int8.METHODS, default="percentile", help="where values are clipped")
+    parser.add_argument("--method", choices=("best", *int8.METHODS), default="best", help="where values are clipped")
+    parser.add_argument(
+        "--equalize",
+        choices=("best", "yes", "no"),
+        default="best",
+        help="make the ranges of a tensor's channels more equal first, which changes no result in f32",
+    )
     parser.add_argument(
         "--min-sqnr",
         type=float,
@@ -57,37 +69,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Runs `quantize`."""
     folder = args.model or args.folder
-    try:
-        if folder is None:
-            raise BadInput("say which model: factory quantize MODEL CLIPS")
-        if args.check:
-            return check(folder)
-        run(folder, args)
-    except (BadInput, int8.Refused) as e:
-        print(f"factory quantize: {e}", file=sys.stderr)
-        return 2
+    if folder is None:
+        raise BadInput("say which model: factory quantize MODEL CLIPS")
+    if args.check:
+        return check(folder)
+    quantize(folder, args)
     return 0
 
 
 # ---------------------------------------------------------------------------------------------- windows
 
 
-def from_clips(clips: Path, streams: list[Stream], calibration: int, compare: int) -> tuple[Held, Held]:
+def from_clips(clips: Path, streams: list[Stream], calibration: int, compare: int) -> tuple[list[Window], list[Window]]:
     """Windows of the user's recordings, for the calibration and for the comparison."""
     paths = intake.find_clips(clips)
-    # Files in a drawn order, the same at each run: where there are more than are needed, any of them will do.
-    order = np.random.default_rng(0).permutation(len(paths))
+    largest = sum(4 * s.frames * s.channels * s.size[0] * s.size[1] for s in streams)
+    most = max(2, MEMORY // largest)
+    calibration, compare = min(calibration, most), min(compare, most)
     wanted = calibration + compare
     each = max(2, -(-wanted // len(paths)))
-    held: Held = []
+    # In a drawn order, the same at each run: where there are more files than are needed, any of them will do.
+    order = np.random.default_rng(0).permutation(len(paths))
+    held: list[Window] = []
     failed = []
     with tqdm(total=len(paths), desc="clips", unit="clip", disable=None) as bar:
         for i in order:
             try:
-                held += intake.windows(paths[i], streams, each)
+                held += [tensors.__getitem__ for tensors in intake.windows(paths[i], streams, each)]
             except BadInput as e:
                 failed.append(e)
-                bar.write(f"left out: {e}")
+                print(f"left out: {e}", file=sys.stderr)
             bar.update()
             if len(held) >= wanted:
                 break
@@ -99,33 +110,28 @@ def from_clips(clips: Path, streams: list[Stream], calibration: int, compare: in
     return held[::2][:calibration], held[1::2][:compare]
 
 
-def from_shards(data: Path, streams: list[Stream], calibration: int, compare: int) -> tuple[Held, Held, np.ndarray]:
+def from_shards(
+    data: Path, streams: list[Stream], calibration: int, compare: int
+) -> tuple[list[Window], list[Window], np.ndarray]:
     """Windows of rendered shards, and the labels of those that are compared on."""
-    from .data import EVALUATION_FRAMES, SIZE, Clips, held_out, plain
-
     for s in streams:
-        if (
-            s.kind not in ("rgb", "flow")
-            or s.layout != "NCTHW"
-            or s.size != (SIZE, SIZE)
-            or s.frames != EVALUATION_FRAMES
-        ):
+        shape = (s.layout, s.size, s.frames)
+        if s.kind not in ("rgb", "flow") or shape != ("NCTHW", (SIZE, SIZE), EVALUATION_FRAMES):
             raise BadInput(f"stream {s.name}: rendered shards fit the default model's streams only; give CLIPS instead")
 
-    def windows(name: str, count: int) -> tuple[Held, np.ndarray]:
+    def windows(name: str, count: int) -> tuple[list[Window], np.ndarray]:
         clips = Clips(data / name)
         clips.rescan()
         if not len(clips):
             raise BadInput(f"{data / name}: no shards in it")
+
+        def picture_stack(index: int, stream: int) -> np.ndarray:
+            return np.ascontiguousarray(
+                plain(clips, streams[stream].kind, index, EVALUATION_FRAMES)[None].transpose(0, 4, 1, 2, 3)
+            )
+
         chosen = held_out(clips, count)
-        made = [
-            [
-                np.ascontiguousarray(plain(clips, s.kind, int(i), s.frames)[None].transpose(0, 4, 1, 2, 3))
-                for s in streams
-            ]
-            for i in chosen
-        ]
-        return made, clips.labels[chosen]
+        return [partial(picture_stack, int(i)) for i in chosen], clips.labels[chosen]
 
     measured, labels = windows("held", compare)
     return windows("train", calibration)[0], measured, labels
@@ -134,17 +140,45 @@ def from_shards(data: Path, streams: list[Stream], calibration: int, compare: in
 # ---------------------------------------------------------------------------------------------- one stream
 
 
-def quantize_stream(
-    source: Path, stream: Stream, calibration: list[np.ndarray], args: argparse.Namespace
-) -> tuple[onnx.ModelProto, list[dict]]:
-    """The s8 graph of an f32 file, and its layers' report."""
-    model = int8.named(onnx.load(source))
+@dataclass
+class Run:
+    """One stream's graph and the windows that it is quantized with."""
+
+    source: Path
+    stream: Stream
+    model: onnx.ModelProto
+    windows: Sequence[Callable[[], np.ndarray]]
+
+    def inputs(self, x: np.ndarray) -> int8.Inputs:
+        """A window's tensor, with the state that a recurrent network begins with."""
+        return {self.stream.input: x} | {name: np.zeros(shape, np.float32) for name, shape in self.stream.state}
+
+    def first(self, most: int, text: str) -> int8.Windows:
+        """At most so many windows, spread over all."""
+        chosen = np.unique(np.linspace(0, len(self.windows) - 1, min(most, len(self.windows))).astype(int))
+
+        def each() -> Iterator[int8.Inputs]:
+            for i in bar(chosen, f"{self.stream.name}: {text}"):
+                yield self.inputs(self.windows[i]())
+
+        return each
+
+
+def bar(values: Sequence, text: str) -> Iterator:
+    """The values, with progress on a terminal."""
+    return iter(tqdm(values, desc=text, unit="window", leave=False, disable=None))
+
+
+def quantize_stream(run: Run, args: argparse.Namespace) -> tuple[onnx.ModelProto, str, list[dict]]:
+    """The s8 graph of an f32 file, the method that chose its ranges, and its layers' report."""
+    source, stream = run.source, run.stream
+    model = int8.named(run.model)
+    if qdq.is_quantized(model):
+        raise BadInput(f"{source}: is quantized already, though model.toml calls it f32")
     names = {i.name for i in model.graph.input}
     if stream.input not in names:
         raise BadInput(f"{source}: no input `{stream.input}`; it has {', '.join(sorted(names))}")
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in stream.state}
-    shapes = {stream.input: calibration[0].shape, **{name: x.shape for name, x in zeros.items()}}
-    fixed = int8.pinned(model, shapes)
+    fixed = int8.pinned(model, {name: x.shape for name, x in run.inputs(run.windows[0]()).items()})
     every = {layer.name: layer for layer in int8.layers_of(model.graph)}
     unknown = set(args.keep) - {node.name for node in model.graph.node}
     if unknown:
@@ -154,21 +188,25 @@ def quantize_stream(
     what = int8.plan(fixed.graph, set(why))
     if not what.layers:
         raise BadInput(f"{source}: no f32 convolution or matrix product in it to quantize")
-
-    def windows(most: int, text: str) -> int8.Windows:
-        def inputs() -> Iterator[int8.Inputs]:
-            for x in tqdm(calibration[:most], desc=f"{stream.name}: {text}", unit="window", leave=False, disable=None):
-                yield {stream.input: x, **zeros}
-
-        return inputs
-
-    ranges = int8.ranges_of(fixed, what.reads, args.method, windows(len(calibration), "calibration"))
-    # The ends of the input are known, and zero is one of its values.
-    if stream.input in ranges:
-        ranges[stream.input] = max(abs(v) for v in stream.range)
-    few = windows(16, "layers")
+    every_window = run.first(len(run.windows), "calibration")
+    bases = {"as it is": fixed}
+    if args.equalize != "no":
+        bases["equalized"] = int8.equalized(fixed, every_window)
+    if args.equalize == "yes":
+        del bases["as it is"]
+    tried: list[Candidate] = []
+    for text, base in bases.items():
+        methods = int8.METHODS if args.method == "best" else [args.method]
+        for method, ranges in int8.ranges_of(base, what.reads, methods, every_window).items():
+            # The ends of the input are known, and zero is one of its values.
+            if stream.input in ranges:
+                ranges[stream.input] = max(abs(v) for v in stream.range)
+            tried.append(Candidate(f"{method}, {text}", base, ranges))
+    chosen = tried[0] if len(tried) == 1 else best(run, fixed, what, tried)
+    fixed = chosen.base
+    few = run.first(16, "layers")
     while True:
-        scales = int8.scales_of(what, ranges)
+        scales = int8.scales_of(what, chosen.ranges)
         s8 = int8.quantized(fixed, what, scales)
         noise = int8.layer_noise(fixed, s8, what, scales, few)
         lossy = {name: n for name, n in noise.items() if n.own < args.min_sqnr}
@@ -177,17 +215,45 @@ def quantize_stream(
         why |= {name: f"{n.own:.1f} dB" for name, n in lossy.items()}
         what = int8.plan(fixed.graph, set(why))
         if not what.layers:
-            raise int8.Refused(f"{source}: every layer loses more than --min-sqnr {args.min_sqnr} allows")
+            raise BadInput(f"{source}: every layer loses more than --min-sqnr {args.min_sqnr} allows")
     layers = []
     for name, layer in every.items():
-        entry = {"layer": name, "precision": "f32" if name in why else "int8"}
+        entry: dict = {"layer": name, "precision": "f32" if name in why else "int8"}
         if name in why:
             entry["because"] = why[name]
         else:
             entry |= {"own_db": round(noise[name].own, 2), "total_db": round(noise[name].total, 2)}
             entry["input_scale"] = scales[what.group[layer.x]]
         layers.append(entry)
-    return restored(s8, model), layers
+    return restored(s8, model), chosen.name, layers
+
+
+@dataclass
+class Candidate:
+    """A graph and where its values would be clipped."""
+
+    name: str
+    base: onnx.ModelProto
+    ranges: dict[str, float]
+
+
+def best(run: Run, fixed: onnx.ModelProto, what: int8.Plan, tried: list[Candidate]) -> Candidate:
+    """The candidate that leaves the logits with the least error, on some of the calibration's windows."""
+    size = run.windows[0]().size
+    some = run.first(max(4, min(32, BEST // size)), "choosing the ranges")
+    output = [run.stream.output]
+
+    def logits(model: onnx.ModelProto) -> np.ndarray:
+        loaded = session(model)
+        return np.array([loaded.run(output, x)[0].reshape(-1) for x in some()])
+
+    reference = logits(fixed)
+    errors = []
+    for candidate in tried:
+        s8 = int8.quantized(candidate.base, what, int8.scales_of(what, candidate.ranges))
+        # The mean of lengths, not of squares: one window far out must not choose for all.
+        errors.append(float(np.linalg.norm(logits(s8) - reference, axis=1).mean()))
+    return tried[int(np.argmin(errors))]
 
 
 def restored(s8: onnx.ModelProto, source: onnx.ModelProto) -> onnx.ModelProto:
@@ -199,18 +265,16 @@ def restored(s8: onnx.ModelProto, source: onnx.ModelProto) -> onnx.ModelProto:
     return s8
 
 
-def logits_of(
-    model: onnx.ModelProto, stream: Stream, windows: list[np.ndarray], provider: str
-) -> tuple[np.ndarray, float]:
+def logits_of(run: Run, model: onnx.ModelProto, provider: str) -> tuple[np.ndarray, float]:
     """Logits [windows, classes], and the median of milliseconds a window on one thread."""
     # OpenVINO wants shapes to plan with; the daemon pins the window's length too.
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in stream.state}
-    shapes = {stream.input: windows[0].shape, **{name: x.shape for name, x in zeros.items()}}
+    shapes = {name: x.shape for name, x in run.inputs(run.windows[0]()).items()}
     loaded = session(int8.pinned(model, shapes), provider)
     rows, times = [], []
-    for x in tqdm(windows, desc=f"{stream.name}: {provider}", unit="window", leave=False, disable=None):
+    for window in bar(run.windows, f"{run.stream.name}: {provider}"):
+        x = run.inputs(window())
         began = time.perf_counter()
-        rows.append(loaded.run([stream.output], {stream.input: x, **zeros})[0].reshape(-1))
+        rows.append(loaded.run([run.stream.output], x)[0].reshape(-1))
         times.append(time.perf_counter() - began)
     return np.array(rows), float(np.median(times) * 1e3)
 
@@ -218,7 +282,7 @@ def logits_of(
 # ---------------------------------------------------------------------------------------------- the whole model
 
 
-def run(folder: Path, args: argparse.Namespace) -> None:
+def quantize(folder: Path, args: argparse.Namespace) -> None:
     """Quantizes every stream of a model."""
     manifest, streams = intake.read_manifest(folder)
     for s in streams:
@@ -232,18 +296,14 @@ def run(folder: Path, args: argparse.Namespace) -> None:
         raise BadInput(
             "say what to calibrate on: CLIPS, a folder of recordings, or --data, rendered shards; one of them"
         )
-    largest = max(4 * s.frames * s.channels * s.size[0] * s.size[1] for s in streams) * len(streams)
-    most = max(2, MEMORY // largest)
-    calibration, compare = min(args.calibration, most), min(args.clips, most)
     labels = None
     if args.data is None:
-        learn, measure = from_clips(args.recordings, streams, calibration, compare)
+        learn, measure = from_clips(args.recordings, streams, args.calibration, args.clips)
     else:
-        learn, measure, labels = from_shards(args.data, streams, calibration, compare)
-    print(f"{len(learn)} windows calibrate ({args.method}), {len(measure)} measure")
+        learn, measure, labels = from_shards(args.data, streams, args.calibration, args.clips)
+    print(f"{len(learn)} windows calibrate, {len(measure)} measure")
     report: dict = {
         "model": manifest.get("name"),
-        "method": args.method,
         "min_sqnr_db": args.min_sqnr,
         "calibration_windows": len(learn),
         "measured_windows": len(measure),
@@ -255,11 +315,14 @@ def run(folder: Path, args: argparse.Namespace) -> None:
         for i, stream in enumerate(streams):
             source = out / stream.files["f32"]
             path = f"{source.relative_to(out).with_suffix('')}.int8.onnx"
-            s8, layers = quantize_stream(source, stream, [w[i] for w in learn], args)
+            f32 = load(source)
+            learning, measuring = ([partial(w, i) for w in windows] for windows in (learn, measure))
+            s8, method, layers = quantize_stream(Run(source, stream, f32, learning), args)
             onnx.save(s8, out / path)
             list_file(out, stream.name, "int8", path)
-            entry = measured(onnx.load(source), s8, stream, [w[i] for w in measure], fused, labels)
-            entry = {"file": path, "bytes": (out / path).stat().st_size, **entry, "layers": layers}
+            entry = measured(Run(source, stream, f32, measuring), s8, fused, labels)
+            size = (out / path).stat().st_size
+            entry = {"file": path, "bytes": size, "method": method, **entry, "layers": layers}
             report["streams"][stream.name] = entry
             show(stream, entry, random)
         report["fused"] = fusion(manifest, streams, fused, labels)
@@ -272,21 +335,19 @@ def run(folder: Path, args: argparse.Namespace) -> None:
 
 
 def measured(
-    f32: onnx.ModelProto,
+    run: Run,
     s8: onnx.ModelProto,
-    stream: Stream,
-    windows: list[np.ndarray],
     fused: dict[tuple[str, str], np.ndarray],
     labels: np.ndarray | None,
 ) -> dict:
     """How far logits are from those of f32 on ONNX Runtime's CPU provider, in both precisions on every provider."""
     reference, entry = None, {"providers": {}}
     for provider in (p for p in PROVIDERS if p in onnxruntime.get_available_providers()):
-        for precision, model in (("f32", f32), ("int8", s8)):
-            logits, milliseconds = logits_of(model, stream, windows, provider)
+        for precision, model in (("f32", run.model), ("int8", s8)):
+            logits, milliseconds = logits_of(run, model, provider)
             reference = logits if reference is None else reference
             if provider == PROVIDERS[0]:
-                fused[stream.name, precision] = logits
+                fused[run.stream.name, precision] = logits
             found = {"ms": round(milliseconds, 2)} | compared(reference, logits, labels)
             entry["providers"].setdefault(provider, {})[precision] = found
     return entry | entry["providers"][PROVIDERS[0]]["int8"]
@@ -333,7 +394,7 @@ def show(stream: Stream, entry: dict, random: bool) -> None:
     """Prints a stream's layers, worst first in the last column's words, and its totals."""
     layers = entry["layers"]
     width = max(len(e["layer"]) for e in layers)
-    print(f"\n{stream.name}: {entry['file']}, {entry['bytes'] / 1e6:.2f} MB")
+    print(f"\n{stream.name}: {entry['file']}, {entry['bytes'] / 1e6:.2f} MB, ranges by {entry['method']}")
     print(f"  {'layer':<{width}}  own dB  total dB")
     inside = [e for e in layers if e["precision"] == "int8"]
     worst = {e["layer"] for e in sorted(inside, key=lambda e: e["own_db"])[:5]}
@@ -394,22 +455,31 @@ def list_file(folder: Path, stream: str, precision: str, path: str) -> None:
     manifest.write_text(text)
 
 
-def check(folder: Path) -> int:
-    """Holds every int8 file of a model against TensorRT's rules."""
-    from . import qdq
-
-    _, streams = intake.read_manifest(folder)
-    paths = [folder / s.files["int8"] for s in streams if "int8" in s.files]
-    if not paths:
-        raise BadInput(f"{folder}: no int8 file in its model.toml")
+def check(model: Path) -> int:
+    """Holds every int8 file of a model, or one ONNX file, against TensorRT's rules."""
+    if model.suffix == ".onnx":
+        paths = [model]
+    else:
+        _, streams = intake.read_manifest(model)
+        paths = [model / s.files["int8"] for s in streams if "int8" in s.files]
+        if not paths:
+            raise BadInput(f"{model}: no int8 file in its model.toml; factory quantize makes them")
     bad = 0
     for path in paths:
-        if not path.is_file():
-            raise BadInput(f"{path}: no such file, though model.toml lists it")
-        broken = qdq.check(onnx.load(path))
-        bad += len(broken)
+        broken = qdq.check(load(path))
+        bad += bool(broken)
         for text in broken:
             print(f"{path}: {text}")
         if not broken:
             print(f"{path}: keeps TensorRT's rules for explicit quantization")
     return 1 if bad else 0
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """An ONNX file."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        return onnx.load(path)
+    except Exception as e:
+        raise BadInput(f"{path}: not an ONNX file ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from e
