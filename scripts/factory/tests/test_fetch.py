@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -522,6 +523,22 @@ def test_wrong_arguments(arguments: tuple[str, ...], said: str, tmp_path: Path) 
     fetch.add_arguments(parser)
     with pytest.raises(BadInput, match=said):
         fetch.main(parser.parse_args([*arguments, "--out", str(tmp_path / "out")]))
+
+
+def test_quantizes_what_was_installed(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    called: list[list[Path]] = []
+    # The command's own tests are elsewhere; here it counts that it is called as on the command line, and its exit code.
+    module = types.ModuleType("actiond_factory.quantize")
+    module.add_arguments = lambda parser: parser.add_argument("paths", type=Path, nargs=2)
+    module.main = lambda args: called.append(args.paths) or 3
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    out, clips = tmp_path / "model", tmp_path / "clips"
+    clips.mkdir()
+    assert run("kinetics", "--from", repository, "--out", out, "--quantize", clips, root=repository) == 3
+    assert called == [[out, clips]]
+    assert (out / "model.toml").exists()
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="DeepMind's published outputs are not in ../shared/golden")
