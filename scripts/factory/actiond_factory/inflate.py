@@ -7,8 +7,8 @@ element, additions, concatenations of channels, flattening, fully connected laye
 torch.onnx.export(net.eval(), x, "net.onnx", dynamo=False). Pacing, which nodes get which kernel and stride along time,
 is data: see pacing/i3d.toml, the default, for what a rule can say.
 
-  python -m actiond_factory inflate flat.onnx --out inflated.onnx --check
-  python -m actiond_factory inflate resnet.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --labels labels.txt \\
+  scripts/factory/factory inflate flat.onnx --out inflated.onnx --check
+  scripts/factory/factory inflate resnet.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --labels labels.txt \\
       --manifest --frames 64 --out build/inflated
 """
 
