@@ -535,6 +535,7 @@ def prepare(config: Config, out: Path) -> Fit:
     if failed:
         clip, why = next(iter(failed.items()))
         raise BadInput(f"{len(failed)} of {len(clips)} clips cannot be decoded; take them away: {clip}: {why}")
+    fit.begin()
     with staged(out) if not path.exists() else nullcontext(out) as folder:
         write_toml(folder / "config.toml", asdict(config))
         (folder / "clips.tsv").write_text(table)
@@ -547,7 +548,6 @@ def prepare(config: Config, out: Path) -> Fit:
             made_with |= {f"weights {p.name}": data.file_hash(p) for p in files}
         with (folder / "versions.jsonl").open("a") as file:
             file.write(json.dumps(made_with) + "\n")
-    fit.begin()
     return fit
 
 
