@@ -13,7 +13,7 @@ COMMANDS = {
     "inflate": "make a 3D network of a 2D one, as I3D was made of Inception-V1",
     "boring": "show that an inflated network sees a still picture as its 2D network does",
     "render": "render training clips from motion capture, animations and procedural motion",
-    "train": "train the RGB and the flow stream on rendered clips",
+    "train": "train the RGB and the flow stream on rendered clips; with --config RUN.toml it is fit",
     "fit": "train any of the paper's architectures on folders of clips, as a config says",
     "assemble": "make one model of the runs of several streams",
     "export": "write trained weights as ONNX",
@@ -28,20 +28,20 @@ def main(argv: list[str] | None = None) -> int:
     """Dispatch to `actiond_factory.<command>`: `add_arguments(parser)` then `main(args)`."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] not in COMMANDS:
-        parser = argparse.ArgumentParser(prog="actiond_factory", description=__doc__)
+        parser = argparse.ArgumentParser(prog="factory", description="the model factory of actiond")
         commands = parser.add_subparsers(dest="command", required=True)
         for name, text in COMMANDS.items():
             commands.add_parser(name, help=text)
         parser.parse_args(argv)
         return 2
     name = argv[0]
-    if name == "train" and "--config" in argv:
-        # The general trainer, by the name that one looks for.
-        argv.remove("--config")
-        name = argv[0] = "fit"
+    if name == "train" and any(argument.split("=")[0] == "--config" for argument in argv):
+        # The general trainer, by the name that one looks for; to it the config is no option.
+        argv = ["fit", *(a.removeprefix("--config=") for a in argv[1:] if a != "--config")]
+        name = "fit"
     module = importlib.import_module(f"actiond_factory.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(
-        prog=f"actiond_factory {name}",
+        prog=f"factory {name}",
         description=COMMANDS[name],
         epilog=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

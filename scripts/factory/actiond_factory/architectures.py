@@ -23,8 +23,10 @@ Flow is what the daemon computes live, DIS, and not the paper's TV-L1, which a l
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import helper
 
 from . import inception
@@ -62,6 +64,7 @@ DENSE = 4096
 class Architecture:
     """One of the paper's systems."""
 
+    name: str
     text: str
     size: int
     """pixels of the input's side in the paper"""
@@ -89,6 +92,12 @@ class Architecture:
         flow = sum(self.steps * s.frames * s.stack for s in streams if s.kind != "rgb")
         ticks = max(self.steps * s.frames * max(s.step, s.stack) for s in streams)
         return {"rgb": rgb, "flow": flow, "seconds": ticks / 25}
+
+    def save(self, graph: onnx.ModelProto, stream: Stream, folder: Path) -> None:
+        """Writes a stream's f32 file; its metadata say what a training example of it takes."""
+        footprint = {f"footprint.{key}": f"{value:g}" for key, value in self.footprint([stream]).items()}
+        helper.set_model_props(graph, {"architecture": self.name, **footprint})
+        onnx.save(graph, folder / f"{stream.name}.onnx")
 
 
 def bound(size: int) -> float:
@@ -328,8 +337,9 @@ def i3d_graph(stream: Stream, weights: Weights) -> Graph:
     return inception.i3d(stream.kind, stream.size[0], weights, weights(LOGITS))
 
 
-ARCHITECTURES = {
-    "convnet-lstm": Architecture(
+_ALL = (
+    Architecture(
+        "convnet-lstm",
         "(a) Inception-V1 on every fifth frame, and an LSTM of 512 units",
         224,
         lstm_streams,
@@ -337,10 +347,11 @@ ARCHITECTURES = {
         lstm_graph,
         steps=25,
     ),
-    "3d-convnet": Architecture(
-        "(b) C3D with batch norm, on 16 frames", 112, c3d_streams, c3d_shapes, c3d_graph, smooth=8
+    Architecture(
+        "3d-convnet", "(b) C3D with batch norm, on 16 frames", 112, c3d_streams, c3d_shapes, c3d_graph, smooth=8
     ),
-    "two-stream": Architecture(
+    Architecture(
+        "two-stream",
         "(c) Inception-V1 on a frame and on 10 flow frames",
         224,
         two_stream_streams,
@@ -348,14 +359,21 @@ ARCHITECTURES = {
         two_stream_graph,
         smooth=8,
     ),
-    "3d-fused": Architecture(
+    Architecture(
+        "3d-fused",
         "(d) Inception-V1 on 5 frames and on their flow stacks, fused by a 3D convolution",
         224,
         fused_streams,
         fused_shapes,
         fused_graph,
     ),
-    "two-stream-i3d": Architecture(
-        "(e) Inception-V1 inflated, on 64 RGB frames and on 64 flow frames", 224, i3d_streams, i3d_shapes, i3d_graph
+    Architecture(
+        "two-stream-i3d",
+        "(e) Inception-V1 inflated, on 64 RGB frames and on 64 flow frames",
+        224,
+        i3d_streams,
+        i3d_shapes,
+        i3d_graph,
     ),
-}
+)
+ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}

@@ -1,6 +1,8 @@
 """Makes one model of the runs of `fit`, a run a stream: the folder that actiond runs.
 
-python -m actiond_factory assemble build/factory/runs/i3d-rgb build/factory/runs/i3d-flow --out build/i3d
+Example:
+
+  scripts/factory/factory assemble build/factory/runs/i3d-rgb build/factory/runs/i3d-flow --out build/i3d
 """
 
 import argparse

@@ -7,8 +7,8 @@ itself pads with zeros there, as I3D does, and next to the ends of a clip a stil
 from black. With replicate padding the fixed point holds at every time, so that short clips do and the head, which
 averages over all times, can be compared too.
 
-  python -m actiond_factory boring flat.onnx inflated.onnx
-  python -m actiond_factory boring build/two-stream/rgb.onnx build/inflated --frames 16 --picture photo.jpg
+  scripts/factory/factory boring flat.onnx inflated.onnx
+  scripts/factory/factory boring build/two-stream/rgb.onnx build/inflated --frames 16 --picture photo.jpg
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Writes a model of one of the paper's architectures with seeded random weights: a folder that actiond runs, for
 measuring speed and memory, and for training to begin with. It recognizes nothing.
 
-  python -m actiond_factory build two-stream-i3d --classes 400 --out build/i3d
-  python -m actiond_factory build two-stream-i3d --labels labels.txt --size 64 --width 0.25 --out build/small
+  scripts/factory/factory build two-stream-i3d --classes 400 --out build/i3d
+  scripts/factory/factory build two-stream-i3d --labels labels.txt --size 64 --width 0.25 --out build/small
 """
 
 import argparse
@@ -38,11 +38,6 @@ def check_new(out: Path) -> None:
     """A command that makes a folder from nothing takes the place of nothing."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"{out}: exists already; remove it or choose another folder")
-
-
-def save(graph: onnx.ModelProto, stream: Stream, folder: Path) -> None:
-    """The f32 file of a stream."""
-    onnx.save(graph, folder / f"{stream.name}.onnx")
 
 
 def random_model(architecture: Architecture, stream: Stream, classes: int, width: float, seed: int) -> onnx.ModelProto:
@@ -98,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
     with staged(args.out) as folder:
         for stream in manifest.streams:
             graph = random_model(architecture, stream, len(labels), args.width, args.seed)
-            save(graph, stream, folder)
+            architecture.save(graph, stream, folder)
             print(f"{stream.name}: {parameters(graph) / 1e6:.2f} M parameters")
         manifest.write(folder)
     print(f"{args.out}: {args.architecture}, {size} pixels, {len(labels)} classes, random weights (seed {args.seed})")

@@ -20,7 +20,7 @@ cache. The run's folder has the config with all of them, a list of the clips wit
 curves.png, checkpoint.pt, from which the same command goes on, and in the end a model that actiond runs. `assemble`
 makes one model of the runs of several streams.
 
-  python -m actiond_factory fit i3d-rgb.toml --out build/factory/runs/i3d-rgb
+  scripts/factory/factory fit i3d-rgb.toml --out build/factory/runs/i3d-rgb
 """
 
 import argparse
@@ -494,8 +494,8 @@ def write_model(runs: list[Path], out: Path) -> None:
         decision=ARCHITECTURES[first.architecture].decision(streams),
     )
     with staged(out) as folder:
-        for name, graph in graphs.items():
-            onnx.save(graph, folder / f"{name}.onnx")
+        for stream in streams:
+            ARCHITECTURES[first.architecture].save(graphs[stream.name], stream, folder)
         manifest.write(folder)
 
 
@@ -535,6 +535,7 @@ def prepare(config: Config, out: Path) -> Fit:
     if failed:
         clip, why = next(iter(failed.items()))
         raise BadInput(f"{len(failed)} of {len(clips)} clips cannot be decoded; take them away: {clip}: {why}")
+    fit.begin()
     with staged(out) if not path.exists() else nullcontext(out) as folder:
         write_toml(folder / "config.toml", asdict(config))
         (folder / "clips.tsv").write_text(table)
@@ -547,7 +548,6 @@ def prepare(config: Config, out: Path) -> Fit:
             made_with |= {f"weights {p.name}": data.file_hash(p) for p in files}
         with (folder / "versions.jsonl").open("a") as file:
             file.write(json.dumps(made_with) + "\n")
-    fit.begin()
     return fit
 
 

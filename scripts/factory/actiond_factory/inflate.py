@@ -7,8 +7,8 @@ element, additions, concatenations of channels, flattening, fully connected laye
 torch.onnx.export(net.eval(), x, "net.onnx", dynamo=False). Pacing, which nodes get which kernel and stride along time,
 is data: see pacing/i3d.toml, the default, for what a rule can say.
 
-  python -m actiond_factory inflate flat.onnx --out inflated.onnx --check
-  python -m actiond_factory inflate resnet.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --labels labels.txt \\
+  scripts/factory/factory inflate flat.onnx --out inflated.onnx --check
+  scripts/factory/factory inflate resnet.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --labels labels.txt \\
       --manifest --frames 64 --out build/inflated
 """
 
@@ -44,6 +44,22 @@ BY_CHANNEL = {"BatchNormalization", "LRN"}
 POOLS = {"MaxPool", "AveragePool"}
 WHOLE_MAP = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}
 FLATTEN = {"Flatten", "Reshape", "Squeeze"}
+# What exporters write constants and reshaping to computed sizes with.
+ARITHMETIC = {
+    *(
+        "Constant",
+        "ConstantOfShape",
+        "Identity",
+        "Cast",
+        "Gather",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "Concat",
+        "Reshape",
+    ),
+    *("Transpose", "Expand", "Range", "ReduceProd", "Add", "Sub", "Mul", "Div", "Mod", "Neg"),
+}
 SCALED = "inflate/scaled"
 """The picture as the 2D network takes it, where --mean and --std were given."""
 
@@ -147,7 +163,7 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Shape" and None not in sides:
             options = attributes(node)
             known[node.output[0]] = np.array(sides[options.get("start", 0) : options.get("end")], np.int64)
-        elif all(name in known for name in node.input if name) and node.op_type != "Dropout":
+        elif node.op_type in ARITHMETIC and all(name in known for name in node.input if name):
             alone = helper.make_graph(
                 [node], "one", [], [helper.make_empty_tensor_value_info(name) for name in node.output]
             )

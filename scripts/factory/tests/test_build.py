@@ -1,16 +1,20 @@
 """`factory build`: models of the paper's architectures with random weights."""
 
+import json
 import os
 import re
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 
 from actiond_factory import __main__ as command
+from actiond_factory import intake
 from actiond_factory.architectures import ARCHITECTURES
 from actiond_factory.model import Stream, session, sha256
 
@@ -117,11 +121,15 @@ def test_parameters_and_footprints_are_table_1_s(name: str, tmp_path: Path) -> N
         path = out / stream["file"][0]["path"]
         model = onnx.load(path)
         path.unlink()
+        props = {p.key: p.value for p in model.metadata_props}
+        assert props["architecture"] == name
         counted += sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
         # The graph's input is what the manifest says.
         fields = {key: stream[key] for key in ("name", "kind", "frames", "step", "layout")}
         read = Stream(**fields, size=tuple(stream["size"]), stack=stream.get("stack", 1))
         streams.append(read)
+        told = {key: float(props[f"footprint.{key}"]) for key in ("rgb", "flow", "seconds")}
+        assert told == pytest.approx(architecture.footprint([read]))
         dims = [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim]
         assert [read.frames if d == "T" else d for d in dims] == read.shape(read.frames)
         assert {d for d in dims if isinstance(d, str)} == ({"T"} if name == "two-stream-i3d" else set())
@@ -157,3 +165,53 @@ def test_every_architecture_runs_live(name: str, backend: str, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     hops = int(re.search(r"(\d+) hops, 0 frames in none", done.stderr)[1])
     assert hops > 30
+
+
+def whole_video(stream: intake.Stream, model: Path, clip: list[intake.Frames], hop: int, reach: int) -> np.ndarray:
+    """What `actiond infer` makes of a clip (`src/clip.rs`): convolutionally as a whole where the graph allows it, else
+    the mean of its hops, the first when the model's longest stream (`reach`) is full and one at the clip's end; state
+    is carried from hop to hop."""
+    run = session(model / stream.files["f32"])
+    count = len(clip)
+    open_time = isinstance(run.get_inputs()[0].shape[2], str)
+    if open_time and stream.step == 1 and count >= stream.reach:
+        whole = replace(stream, frames=count)
+        return run.run(["logits"], {"input": intake.tensor(whole, 0, clip, count)})[0][0]
+    ends = [*range(reach, count + 1, hop)]
+    ends += [count] if not ends or ends[-1] != count else []
+    carried = {name: np.zeros(shape, np.float32) for name, shape in stream.state}
+    answers = []
+    for end in ends:
+        shown = clip[max(end - stream.reach, 0) : end]
+        x = intake.tensor(stream, 0, shown, stream.reach)
+        logits, *state = run.run(["logits", *(f"{name}_next" for name in carried)], {"input": x, **carried})
+        carried = dict(zip(carried, state, strict=True))
+        answers.append(logits[0])
+    return np.mean(answers, 0)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_actiond_computes_what_onnx_runtime_does_from_the_manifest_on(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    binary = actiond()
+    path = tmp_path / "clip.mp4"
+    rng = np.random.default_rng(1)
+    texture = cv2.GaussianBlur(rng.integers(0, 255, (96, 160, 3), np.uint8), (9, 9), 0)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (96, 80))
+    for t in range(70):
+        writer.write(np.ascontiguousarray(texture[8:88, t // 2 : t // 2 + 96]))
+    writer.release()
+    model = tmp_path / "model"
+    assert build(name, "--classes", 5, "--size", 32, "--width", 0.1, "--out", model) == 0
+    command = [str(binary), "infer", str(model), str(path), "--hop", "5", "--backend", "tract", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    _, streams = intake.read_manifest(model)
+    reach = max(stream.reach for stream in streams)
+    for stream in streams:
+        clip = list(intake.frames(path, [stream]))
+        assert report["frames"] == len(clip) == 70
+        expected = whole_video(stream, model, clip, 5, reach)
+        assert np.ptp(expected) > 0.1
+        np.testing.assert_allclose(report["streams"][stream.name]["logits"], expected, atol=2e-3)

@@ -339,6 +339,12 @@ def test_mistakes_are_told_and_leave_nothing(clips: Path, tmp_path: Path, capsys
     assert "there is no such run" in told(mode="fixed", weights=str(tmp_path / "lost"))
     assert "there is no such folder" in told(data=str(tmp_path / "lost"))
     assert "device = 'cuda:99'" in told(device="cuda:99")
+    wide = ["build", "two-stream", "--classes", "2", "--size", "32", "--width", "0.3", "--out", str(tmp_path / "wide")]
+    assert command.main(wide) == 0
+    assert "is the width another?" in told(mode="full-ft", weights=str(tmp_path / "wide"))
+    assert "'conv1a'" in told(
+        architecture="3d-convnet", stream="rgb", mode="inflated", weights=str(tmp_path / "wide" / "rgb.onnx")
+    )
     shutil.copytree(clips / "train", tmp_path / "bad")
     (tmp_path / "bad" / "left" / "broken.mp4").write_bytes(b"no video at all")
     assert "broken.mp4" in told(data=str(tmp_path / "bad"))
@@ -353,3 +359,25 @@ def test_mistakes_are_told_and_leave_nothing(clips: Path, tmp_path: Path, capsys
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"damaged")
     assert command.main(["assemble", str(tmp_path / "run"), "--out", str(tmp_path / "model")]) == 2
     assert "not a checkpoint" in capsys.readouterr().err
+
+
+class Code:
+    """Unpickled, it would run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+def test_code_in_a_checkpoint_never_runs(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "run").mkdir()
+    torch.save({"net": Code(tmp_path / "ran"), "config": {}, "labels": []}, tmp_path / "run" / "checkpoint.pt")
+    assert command.main(["assemble", str(tmp_path / "run"), "--out", str(tmp_path / "model")]) == 2
+    assert "not a checkpoint" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="not a checkpoint"):
+        prepare(config(clips, mode="fixed", weights=str(tmp_path / "run")), tmp_path / "mine")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "mine").exists()
+    torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()

@@ -111,6 +111,27 @@ def test_a_residual_network_with_uneven_padding(rules: list[Rule]) -> None:
     assert nodes["pool"]["pads"] == ([0, 0, 0, 0, 1, 1] if rules else [0, 0, 0, 1, 1, 1])
 
 
+def test_a_mean_whose_axes_are_an_input_as_newer_opsets_write_it() -> None:
+    rng = np.random.default_rng(1)
+    weights = {
+        "weight": rng.normal(size=(6, 3, 3, 3)),
+        "axes": np.array([-2, -1]),
+        "factor": rng.normal(size=(6, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "weight"], ["conv"], "conv", auto_pad="SAME_LOWER", strides=[2, 2]),
+        helper.make_node("Mul", ["conv", "factor"], ["scaled"], "scaled"),
+        helper.make_node("ReduceMean", ["scaled", "axes"], ["logits"], "mean", keepdims=0),
+    ]
+    shapes = [helper.make_tensor_value_info(n, 1, s) for n, s in (("input", [1, 3, 12, 14]), ("logits", [1, 6]))]
+    tensors = [numpy_helper.from_array(v.astype(np.float32 if v.ndim > 1 else np.int64), k) for k, v in weights.items()]
+    graph = helper.make_graph(nodes, "new", shapes[:1], shapes[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    for rules in ([], [Rule(op=("ReduceMean",), kernel=2)]):
+        rows = compare(model, inflate(model, rules), frames=8)
+        assert len(rows) == 3 and max(row.difference for row in rows) < 1e-5
+
+
 def test_the_check_finds_what_is_not_inflated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = resnet()
     made = inflate(model, [])
@@ -251,6 +272,15 @@ def test_what_cannot_be_inflated_is_told_by_its_node(tmp_path: Path, capsys: pyt
     onnx.save(graph.model(), tmp_path / "turn.onnx")
     assert "node 'turn': there is no 3D Transpose" in run(tmp_path / "turn.onnx")
     assert "there is no such file" in run(tmp_path / "lost.onnx")
+    graph = Graph("quantized")
+    x = graph.input("input", [1, 3, 8, 8])
+    scale = [graph.weight("scale", np.array(0.1)), graph.weight("zero", np.array(0, np.int8))]
+    x = graph.node("DequantizeLinear", "fine", [graph.node("QuantizeLinear", "coarse", [x, *scale]), *scale])
+    weight = graph.node("DequantizeLinear", "weight", [graph.weight("w", np.ones((4, 3, 3, 3), np.int8)), *scale])
+    x = graph.node("GlobalAveragePool", "mean", [graph.node("Conv", "conv", [x, weight])])
+    graph.output(graph.node("Flatten", "flat", [x]), [1, 4])
+    onnx.save(graph.model(), tmp_path / "int8.onnx")
+    assert "node 'coarse': there is no 3D QuantizeLinear" in run(tmp_path / "int8.onnx")
     (tmp_path / "text.onnx").write_text("this is no graph")
     assert "not an ONNX file" in run(tmp_path / "text.onnx")
     onnx.save(resnet(), tmp_path / "resnet.onnx")
