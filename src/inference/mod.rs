@@ -8,6 +8,7 @@ pub mod tract;
 pub use graph::{request, time_axis};
 
 use std::{
+    any::Any,
     collections::HashSet,
     time::{Duration, Instant},
 };
@@ -34,7 +35,8 @@ pub enum Tensor {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hop {
     /// Frames along each stream's time axis: the manifest's count for a window; any number, for a whole clip, where
-    /// the stream's graph has a symbolic time axis.
+    /// the stream's graph has a symbolic time axis. 0 leaves the stream out: it is not run, keeps its state, and its
+    /// logits come out empty.
     pub frames: Vec<usize>,
     pub inputs: Vec<Tensor>,
     /// Whether its new frames are those right behind the lane's hop before. Where they are not, window mode computes the
@@ -147,6 +149,13 @@ pub trait Network: Send {
 
     /// How the mode's scores lie in time, and what they cost.
     fn reach(&self) -> Reach;
+
+    /// Takes a lane's state out, for another network to go on with. None where there is none.
+    fn take_state(&mut self, lane: Lane) -> Option<Box<dyn Any + Send>>;
+
+    /// Goes on with a state that another network of the same model had. Gives it back where the states of the two are
+    /// not the same ones.
+    fn put_state(&mut self, lane: Lane, state: Box<dyn Any + Send>) -> Result<(), Box<dyn Any + Send>>;
 }
 
 /// How a camera's ring must hand out frames for a network.
@@ -190,6 +199,11 @@ impl Progress {
         self.since_cut += hop;
         self.since_zero += hop;
         follows
+    }
+
+    /// The last frame of the hop before, where none was lost since.
+    pub fn last(&self) -> Option<u64> {
+        self.last
     }
 
     pub fn cut(&mut self) {
