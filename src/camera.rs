@@ -1,4 +1,5 @@
-//! One camera's thread: opens its source, feeds its intake, fills its ring, and opens the source again when it fails.
+//! A source's thread: opens it, feeds the intake of each camera that looks at it, fills their rings, and opens it again
+//! when it fails.
 
 use std::{
     path::Path,
@@ -13,6 +14,7 @@ use crate::{
     config,
     error::{Error, Kind, Result},
     fault::{Fault, Watch},
+    frame::Picture,
     intake::{Counts, Intake, Output},
     ring::{Bell, Rhythm, Ring},
     scale::ViewSpec,
@@ -60,33 +62,110 @@ impl Camera {
         look(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Works until the recording has ended, the camera can't ever work, or shutdown.
-    pub fn work(&self, camera: &config::Camera, specs: &[ViewSpec], shutdown: &Shutdown) {
-        if let Err(e) = self.try_work(camera, specs, shutdown) {
-            log::error!("camera {}: {e}", self.id);
-            self.status(|s| s.failed = Some(e));
-        }
+    fn fail(&self, e: Error) {
+        log::error!("camera {}: {e}", self.id);
+        self.status(|s| s.failed = Some(e));
         self.ring.close();
     }
+}
 
-    fn try_work(&self, camera: &config::Camera, specs: &[ViewSpec], shutdown: &Shutdown) -> Result<()> {
-        let mut intake = Intake::new(specs, camera.region)?;
-        let mut pause = BACKOFF.0;
-        let mut last_picture: Option<Instant> = None;
-        let mut told = String::new();
-        let mut pace = Pace::Live;
-        while !shutdown.is_set() {
-            let played = source::open(&camera.source, &camera.options).and_then(|source| {
-                pace = source.pace();
-                self.ring.set_pace(pace);
-                self.play(camera, source, &mut intake, &mut last_picture, &mut pause, &mut told, shutdown)
+/// A source and the cameras that look at it, each at its own region: it is opened and decoded once for all of them.
+pub struct Feed<'a> {
+    members: Vec<(Arc<Camera>, &'a config::Camera)>,
+}
+
+/// A camera of a feed while it works.
+struct Member<'a> {
+    camera: &'a Camera,
+    intake: Intake,
+}
+
+/// What a feed knows from one connection to the next.
+#[derive(Default)]
+struct Connection {
+    last_picture: Option<Instant>,
+    pause: Duration,
+    told: String,
+    pace: Option<Pace>,
+}
+
+impl<'a> Feed<'a> {
+    /// Cameras that name the same source, to be played in the same way, share one feed.
+    pub fn shared(cameras: &[Arc<Camera>], configs: &'a [config::Camera]) -> Vec<Feed<'a>> {
+        let mut feeds: Vec<Feed> = Vec::new();
+        for (camera, config) in cameras.iter().zip(configs) {
+            let same = |f: &&mut Feed| {
+                let (_, first) = f.members[0];
+                (&first.source, &first.options) == (&config.source, &config.options)
+            };
+            match feeds.iter_mut().find(same) {
+                Some(feed) => feed.members.push((camera.clone(), config)),
+                None => feeds.push(Feed { members: vec![(camera.clone(), config)] }),
+            }
+        }
+        feeds
+    }
+
+    /// A feed for each camera.
+    pub fn apart(cameras: &[Arc<Camera>], configs: &'a [config::Camera]) -> Vec<Feed<'a>> {
+        let feed = |(camera, config): (&Arc<Camera>, _)| Feed { members: vec![(camera.clone(), config)] };
+        cameras.iter().zip(configs).map(feed).collect()
+    }
+
+    pub fn cameras(&self) -> impl Iterator<Item = &Camera> {
+        self.members.iter().map(|(camera, _)| camera.as_ref())
+    }
+
+    /// The cameras' ids.
+    pub fn name(&self) -> String {
+        self.cameras().map(|c| c.id.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// No more frames will come: what waits for room in a ring goes on.
+    pub fn close(&self) {
+        self.cameras().for_each(|c| c.ring.close());
+    }
+
+    /// Gives up.
+    pub fn fail(&self, e: &Error) {
+        log::error!("camera {}: {e}", self.name());
+        for camera in self.cameras() {
+            camera.status(|s| s.failed = Some(Error::new(e.kind(), e.to_string())));
+        }
+        self.close();
+    }
+
+    /// Works until the recording has ended, the source can't ever work, no camera of it goes on, or shutdown.
+    pub fn work(&self, specs: &[ViewSpec], shutdown: &Shutdown) {
+        let mut members = Vec::new();
+        for (camera, config) in &self.members {
+            match Intake::new(specs, config.region) {
+                Ok(intake) => members.push(Member { camera, intake }),
+                Err(e) => camera.fail(e),
+            }
+        }
+        match self.try_work(&mut members, shutdown) {
+            Ok(()) => self.close(),
+            Err(e) => self.fail(&e),
+        }
+    }
+
+    fn try_work(&self, members: &mut Vec<Member>, shutdown: &Shutdown) -> Result<()> {
+        let (_, config) = self.members[0];
+        let mut connection = Connection { pause: BACKOFF.0, ..Connection::default() };
+        while !shutdown.is_set() && !members.is_empty() {
+            let played = source::open(&config.source, &config.options).and_then(|source| {
+                let pace = source.pace();
+                connection.pace = Some(pace);
+                members.iter().for_each(|m| m.camera.ring.set_pace(pace));
+                self.play(source, members, &mut connection, shutdown)
             });
             let e = match played {
                 Ok(()) => return Ok(()),
                 Err(e) => e,
             };
             // A file ends for good even where it plays as if it were a camera.
-            let recording = pace == Pace::Recorded || camera.source.path().is_some();
+            let recording = connection.pace == Some(Pace::Recorded) || config.source.path().is_some();
             match e.kind() {
                 Kind::EndOfStream if recording => return Ok(()),
                 Kind::Config | Kind::Internal | Kind::Model => return Err(e),
@@ -95,66 +174,75 @@ impl Camera {
             }
             // A camera that is away for a night fills no log: the same words once.
             let words = e.to_string();
-            if words != told {
-                log::warn!("camera {}: {words}; trying again until it answers", self.id);
-                told = words;
+            if words != connection.told {
+                log::warn!("camera {}: {words}; trying again until it answers", self.name());
+                connection.told = words;
             }
-            self.status(|s| s.reopened += 1);
-            if shutdown.wait_timeout(pause) {
+            members.iter().for_each(|m| m.camera.status(|s| s.reopened += 1));
+            if shutdown.wait_timeout(connection.pause) {
                 break;
             }
-            pause = (pause * 2).min(BACKOFF.1);
+            connection.pause = (connection.pause * 2).min(BACKOFF.1);
         }
         Ok(())
     }
 
     /// One connection, from opening to its end.
-    #[allow(clippy::too_many_arguments)]
     fn play(
         &self,
-        camera: &config::Camera,
         mut source: Box<dyn Source>,
-        intake: &mut Intake,
-        last_picture: &mut Option<Instant>,
-        pause: &mut Duration,
-        told: &mut String,
+        members: &mut Vec<Member>,
+        connection: &mut Connection,
         shutdown: &Shutdown,
     ) -> Result<()> {
         let mut first = true;
-        let mut open = true;
         // A recording shows what was recorded; nobody can wipe its lens.
         let mut watch = (source.pace() == Pace::Live).then(Watch::default);
-        while !shutdown.is_set() && open {
+        while !shutdown.is_set() && !members.is_empty() {
             let picture = source.next()?;
-            let mut emit = |output: Output| match output {
-                Output::Frame(frame) => open &= self.ring.push(frame),
-                Output::Cut { lost } => self.ring.cut(lost),
-            };
             if first {
                 first = false;
-                if let Some(last) = *last_picture {
-                    intake.reopened((last.elapsed().as_secs_f64() * FPS as f64) as u64);
+                if let Some(last) = connection.last_picture {
+                    let lost = (last.elapsed().as_secs_f64() * FPS as f64) as u64;
+                    members.iter_mut().for_each(|m| m.intake.reopened(lost));
                 }
-                if !told.is_empty() {
-                    log::info!("camera {}: back", self.id);
-                    told.clear();
+                if !connection.told.is_empty() {
+                    log::info!("camera {}: back", self.name());
+                    connection.told.clear();
                 }
-                *pause = BACKOFF.0;
-                log::info!("camera {}: {}x{} from {}", self.id, picture.width, picture.height, camera.source);
+                connection.pause = BACKOFF.0;
+                let source = &self.members[0].1.source;
+                log::info!("camera {}: {}x{} from {source}", self.name(), picture.width, picture.height);
             }
             match watch.as_mut().and_then(|w| w.look(&picture)) {
-                Some(Some(fault)) => log::warn!("camera {}: {fault}", self.id),
-                Some(None) => log::info!("camera {}: the picture is good again", self.id),
+                Some(Some(fault)) => log::warn!("camera {}: {fault}", self.name()),
+                Some(None) => log::info!("camera {}: the picture is good again", self.name()),
                 None => {}
             }
-            intake.take(&picture, &mut emit)?;
-            *last_picture = Some(Instant::now());
-            self.status(|s| {
-                s.counts = intake.counts();
-                s.fault = watch.as_ref().and_then(Watch::fault);
-            });
+            let fault = watch.as_ref().and_then(Watch::fault);
+            // A recording waits for the slowest of its cameras: each ring makes this thread wait in its turn.
+            members.retain_mut(|m| m.take(&picture, fault));
+            connection.last_picture = Some(Instant::now());
         }
         Ok(())
+    }
+}
+
+impl Member<'_> {
+    /// Whether the camera goes on.
+    fn take(&mut self, picture: &Picture, fault: Option<Fault>) -> bool {
+        let camera = self.camera;
+        let mut open = true;
+        let taken = self.intake.take(picture, &mut |output| match output {
+            Output::Frame(frame) => open &= camera.ring.push(frame),
+            Output::Cut { lost } => camera.ring.cut(lost),
+        });
+        camera.status(|s| {
+            s.counts = self.intake.counts();
+            s.fault = fault;
+        });
+        // The other cameras may have no trouble with this picture.
+        taken.map_err(|e| camera.fail(e)).is_ok() && open
     }
 }
 

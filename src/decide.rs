@@ -46,7 +46,8 @@ pub struct Scores {
     pub streams: Vec<Vec<f32>>,
 }
 
-/// Turns the streams' logits into probabilities, each stream's and fused. Allocates only until `out` has its size.
+/// Turns the streams' logits into probabilities, each stream's and fused. Allocates only until `out` has its size. A
+/// stream without logits was left out: the others are fused, and its probabilities are empty.
 ///
 /// Errors: `Internal`, naming the stream, when a logit is not a finite number: the hop is worth nothing then, and
 /// `out` is not to be used. `Model` when the logits do not fit the labels or every stream of a label weighs nothing.
@@ -54,7 +55,10 @@ pub fn fuse(fusion: &Fusion, streams: &[&str], labels: &[String], logits: &[&[f3
     if logits.len() != streams.len() {
         return Err(Error::model(format!("{} streams gave logits, not {}", logits.len(), streams.len())));
     }
-    for (stream, logits) in streams.iter().zip(logits) {
+    if logits.iter().all(|l| l.is_empty()) {
+        return Err(Error::internal("every stream was left out"));
+    }
+    for (stream, logits) in streams.iter().zip(logits).filter(|(_, l)| !l.is_empty()) {
         if logits.len() != labels.len() {
             return Err(Error::model(format!(
                 "stream `{stream}` gives {} scores; the model has {} labels",
@@ -78,10 +82,15 @@ pub fn fuse(fusion: &Fusion, streams: &[&str], labels: &[String], logits: &[&[f3
             for (l, label) in labels.iter().enumerate() {
                 let own = fusion.label.get(label);
                 let (mut sum, mut weights) = (0.0, 0.0);
-                for (stream, probabilities) in streams.iter().zip(&out.streams) {
+                for (stream, probabilities) in streams.iter().zip(&out.streams).filter(|(_, p)| !p.is_empty()) {
                     let w = own.and_then(|own| own.get(*stream)).copied().unwrap_or_else(|| weight(fusion, stream));
                     sum += w * probabilities[l];
                     weights += w;
+                }
+                if weights <= 0.0 && logits.iter().any(|l| l.is_empty()) {
+                    // The streams that this label is decided by are left out: what there is, is better than nothing.
+                    let there = || out.streams.iter().filter(|p| !p.is_empty());
+                    (sum, weights) = (there().map(|p| p[l]).sum(), there().count() as f32);
                 }
                 if weights <= 0.0 {
                     return Err(Error::model(format!("fusion: every stream's weight for `{label}` is 0")));
@@ -90,7 +99,9 @@ pub fn fuse(fusion: &Fusion, streams: &[&str], labels: &[String], logits: &[&[f3
             }
         }
         Rule::Logits => {
-            out.fused.extend((0..labels.len()).map(|l| summed(fusion, streams, |s| logits[s][l])));
+            out.fused.extend(
+                (0..labels.len()).map(|l| summed(fusion, streams, |s| logits[s].get(l).copied().unwrap_or(0.0))),
+            );
             if let Some(l) = out.fused.iter().position(|l| !l.is_finite()) {
                 return Err(Error::internal(format!("the streams' logits for `{}` add up to no number", labels[l])));
             }
@@ -580,6 +591,20 @@ mod tests {
         let e = 1.5f32.exp();
         assert!(close(&out.fused, &[e / (e + 1.0), 1.0 / (e + 1.0)]));
         assert!(close(&fused_logits(&rule, &["rgb", "flow"], &logits), &[2.5, 1.0]));
+    }
+
+    #[test]
+    fn what_is_left_of_the_streams_is_fused() {
+        let (none, flow): (&[f32], [f32; 2]) = (&[], [0.0, 3f32.ln()]);
+        for rule in ["rule = \"probabilities\"\nlabel.b = { flow = 0.0 }", "rule = \"logits\""] {
+            let mut out = Scores::default();
+            let labels = names(&["a", "b"]);
+            fuse(&fusion(rule), &["rgb", "flow"], &labels, &[&flow, &flow], &mut out).unwrap();
+            fuse(&fusion(rule), &["rgb", "flow"], &labels, &[none, &flow], &mut out).unwrap();
+            assert!(close(&out.fused, &[0.25, 0.75]), "{:?}", out.fused);
+            assert!(out.streams[0].is_empty() && close(&out.streams[1], &[0.25, 0.75]));
+            assert!(fuse(&fusion(rule), &["rgb", "flow"], &labels, &[none, none], &mut out).is_err());
+        }
     }
 
     #[test]

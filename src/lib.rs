@@ -30,6 +30,7 @@
 //! | [`model`] | the manifest: what a model is, with no code per architecture |
 //! | [`inference`] | ONNX Runtime's providers, and tract |
 //! | [`recognize`] | the loop over hops |
+//! | [`load`] | what is left out when the machine cannot keep up: pure |
 //! | [`decide`] | scores to events: pure |
 //! | [`event`], [`journal`] | an event, and where it is kept |
 //! | [`clip`] | whole clips, for `infer` and `eval` |
@@ -50,6 +51,7 @@ pub mod inference;
 pub mod input;
 pub mod intake;
 pub mod journal;
+pub mod load;
 pub mod model;
 pub mod recognize;
 pub mod ring;

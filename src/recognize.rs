@@ -1,8 +1,12 @@
 //! The heart: hops in, streams run, scores fused, decided, journalled. One thread for all cameras; whichever hop waits
-//! longest is next.
+//! longest is next. Where the machine cannot keep up, [`load`] says what to leave out.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,8 +22,9 @@ use crate::{
     event::{self, Event},
     inference::{self, Hop, Lane, LoadOptions, Network, Progress, Reach},
     input,
+    load::{self, Load, Move, Relief, Standing},
     model::Model,
-    ring::{Bell, Rhythm, Span, Step},
+    ring::{Bell, Fate, Rhythm, Span, Step, WINDOW},
     scale,
     time::Shutdown,
 };
@@ -51,6 +56,21 @@ pub struct Recognizer<'a> {
     names: Vec<String>,
     hop: Hop,
     scores: decide::Scores,
+    load: Load,
+    standing: Arc<Mutex<Standing>>,
+    /// The stream that is left out first.
+    weaker: usize,
+    doubled: Doubled,
+}
+
+/// The network that is compiled for hops of twice as many frames.
+enum Doubled {
+    /// The mode needs none, or can't have one.
+    Never,
+    /// Not asked for yet.
+    Possible,
+    Loading,
+    There(Box<dyn Network>, Hop),
 }
 
 struct LaneState {
@@ -60,10 +80,16 @@ struct LaneState {
     open: Vec<Option<(String, Timestamp)>>,
     hops: u64,
     lost: u64,
+    left_out: u64,
+    partial: u64,
     last_frame: u64,
     progress: Progress,
     /// A hop was left out since the last one.
     degraded: bool,
+    /// Whether its state is in the network for doubled hops.
+    on_doubled: bool,
+    /// Whether the last hop was made of all streams.
+    whole: bool,
     ended: bool,
 }
 
@@ -71,16 +97,47 @@ struct LaneState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
     pub hops: u64,
+    /// Frames in no hop.
     pub lost: u64,
+    /// Hops left out because the machine could not keep up, and hops made without one of the streams.
+    pub left_out: u64,
+    pub partial: u64,
 }
 
 impl<'a> Recognizer<'a> {
     /// Loads the model.
     pub fn new(model: &'a Model, backends: &'a [String], identity: Identity) -> Result<Self> {
         let (network, backend) = inference::load_with(model, backends, &options(&identity))?;
+        Ok(Recognizer::with(model, backends, identity, network, backend))
+    }
+
+    fn with(
+        model: &'a Model,
+        backends: &'a [String],
+        identity: Identity,
+        network: Box<dyn Network>,
+        backend: &'static str,
+    ) -> Self {
         let (_, view_of_stream) = scale::views(&model.manifest);
         let streams = &model.manifest.streams;
-        Ok(Recognizer {
+        let weight = |i: usize| model.manifest.fusion.weights.get(&streams[i].name).copied().unwrap_or(1.0);
+        let hop = identity.hop;
+        let (doubled, work) = match identity.mode {
+            // Every second hop is not made.
+            Mode::Dense => (Doubled::Never, Some(0.5)),
+            // Measured, see docs/performance.md: the hop of 16 takes two thirds of two hops of 8, and three quarters.
+            Mode::Window if 2 * hop <= WINDOW => (Doubled::Possible, Some(0.67)),
+            Mode::Carried if 2 * hop <= WINDOW => (Doubled::Possible, Some(0.77)),
+            // The work is that of the frames: 7 to 13 % less is not worth a second network.
+            _ => (Doubled::Never, None),
+        };
+        let load = Load::new(identity.mode, hop, streams.len(), work);
+        Recognizer {
+            standing: Arc::new(Mutex::new(load.standing())),
+            load,
+            // Of equals the last.
+            weaker: (0..streams.len()).rev().min_by(|&a, &b| weight(a).total_cmp(&weight(b))).unwrap_or(0),
+            doubled,
             model,
             backends,
             hop: Hop::of(network.as_ref(), streams.len()),
@@ -93,12 +150,20 @@ impl<'a> Recognizer<'a> {
             view_of_stream,
             names: streams.iter().map(|s| s.name.clone()).collect(),
             scores: decide::Scores::default(),
-        })
+        }
     }
 
     /// How the cameras' rings must hand out their frames.
     pub fn rhythm(&self) -> Rhythm {
-        inference::rhythm(self.model, self.network.as_ref(), self.identity.hop)
+        let rhythm = inference::rhythm(self.model, self.network.as_ref(), self.identity.hop);
+        // A doubled hop's own frames must still be there.
+        let more = if self.identity.mode == Mode::Carried { self.identity.hop } else { 0 };
+        Rhythm { window: (rhythm.window + more).min(WINDOW), ..rhythm }
+    }
+
+    /// What is left out now because the machine cannot keep up, for whoever shows it.
+    pub fn standing(&self) -> Arc<Mutex<Standing>> {
+        self.standing.clone()
     }
 
     /// Watches one more camera.
@@ -109,9 +174,13 @@ impl<'a> Recognizer<'a> {
             open: vec![None; self.model.labels.len()],
             hops: 0,
             lost: 0,
+            left_out: 0,
+            partial: 0,
             last_frame: 0,
             progress: Progress::default(),
             degraded: false,
+            on_doubled: false,
+            whole: true,
             ended: false,
         });
     }
@@ -128,76 +197,265 @@ impl<'a> Recognizer<'a> {
     }
 
     pub fn tally(&self) -> Vec<Tally> {
-        self.lanes.iter().map(|l| Tally { hops: l.hops, lost: l.lost }).collect()
+        let of = |l: &LaneState| Tally { hops: l.hops, lost: l.lost, left_out: l.left_out, partial: l.partial };
+        self.lanes.iter().map(of).collect()
     }
 
     /// Works until every camera has ended, or until shutdown; what is open then is closed.
     pub fn run(&mut self, bell: &Bell, shutdown: &Shutdown, sink: &mut dyn Sink) -> Result<()> {
-        while self.lanes.iter().any(|l| !l.ended) && !shutdown.is_set() {
-            let waiting = |(i, l): (usize, &LaneState)| Some((l.camera.ring.waiting_since()?, i));
-            let oldest = self.lanes.iter().enumerate().filter(|(_, l)| !l.ended).filter_map(waiting).min();
-            match oldest {
-                Some((_, lane)) => self.advance(lane, sink)?,
-                None => {
-                    // Closed rings have nothing waiting: they tell of their end when asked.
-                    for lane in 0..self.lanes.len() {
-                        if !self.lanes[lane].ended {
-                            self.advance(lane, sink)?;
+        let began = Instant::now();
+        let (model, backends) = (self.model, self.backends);
+        thread::scope(|scope| {
+            let mut loaded: Option<Receiver<Result<Box<dyn Network>>>> = None;
+            while self.lanes.iter().any(|l| !l.ended) && !shutdown.is_set() {
+                let waiting = |(i, l): (usize, &LaneState)| Some((l.camera.ring.waiting_since()?, i));
+                let oldest = self.lanes.iter().enumerate().filter(|(_, l)| !l.ended).filter_map(waiting).min();
+                match oldest {
+                    Some((_, lane)) => self.advance(lane, began, sink)?,
+                    None => {
+                        // Closed rings have nothing waiting: they tell of their end when asked.
+                        for lane in 0..self.lanes.len() {
+                            if !self.lanes[lane].ended {
+                                self.advance(lane, began, sink)?;
+                            }
                         }
+                        let told = self.load.idle(began.elapsed());
+                        self.tell(told);
+                        bell.wait(Duration::from_millis(100));
                     }
-                    bell.wait(Duration::from_millis(100));
+                }
+                if matches!(self.doubled, Doubled::Possible) && self.load.relief().doubled {
+                    // It takes seconds, so beside the hops, and only where it is needed.
+                    self.doubled = Doubled::Loading;
+                    let (tell, told) = mpsc::channel();
+                    let options = LoadOptions { hop: 2 * self.identity.hop, ..options(&self.identity) };
+                    let order = [self.backend.to_owned()];
+                    let order = if backends.is_empty() { order.to_vec() } else { backends.to_vec() };
+                    scope.spawn(move || tell.send(inference::load_with(model, &order, &options).map(|(n, _)| n)));
+                    loaded = Some(told);
+                }
+                if let Some(network) = loaded.as_ref().and_then(|told| told.try_recv().ok()) {
+                    loaded = None;
+                    self.has_doubled(network);
                 }
             }
+            for lane in 0..self.lanes.len() {
+                self.finish(lane, sink)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn has_doubled(&mut self, network: Result<Box<dyn Network>>) {
+        match network {
+            Ok(network) => {
+                let hop = Hop::of(network.as_ref(), self.names.len());
+                self.doubled = Doubled::There(network, hop);
+            }
+            Err(e) => {
+                log::warn!("a hop of {} frames can't be had: {e}", 2 * self.identity.hop);
+                self.doubled = Doubled::Never;
+                self.load.never_doubled();
+            }
         }
-        for lane in 0..self.lanes.len() {
-            self.finish(lane, sink)?;
+    }
+
+    /// Tells of what is left out from now on.
+    fn tell(&mut self, told: Option<Move>) {
+        let Some(told) = told else { return };
+        let standing = self.load.standing();
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+        match told {
+            Move::Begun(relief) => log::warn!("this machine cannot keep up with its cameras: {relief}"),
+            Move::Changed(relief) => log::info!("still more than this machine can do at full: {relief}"),
+            Move::Over(after) => log::warn!("this machine keeps up again, after {:.0} s", after.as_secs_f32()),
         }
-        Ok(())
+    }
+
+    /// How many frames of a camera its turn lasts.
+    fn slot(&self, relief: Relief) -> u64 {
+        let hop = self.identity.hop as u64 * if relief.doubled { 2 } else { 1 };
+        match self.identity.mode {
+            // The window is computed whole, whatever was before it.
+            Mode::Dense => hop,
+            // The first hop of a turn costs a whole window, or is one of many that see the cut: half of a turn is spent
+            // by then at the most.
+            _ => (2 * self.reach.warm_after.max(self.window) as u64).next_multiple_of(hop),
+        }
     }
 
     /// Takes one step of one camera.
-    fn advance(&mut self, lane: usize, sink: &mut dyn Sink) -> Result<()> {
-        let streams = &self.model.manifest.streams;
-        let (hop, views) = (&mut self.hop, &self.view_of_stream);
+    fn advance(&mut self, lane: usize, began: Instant, sink: &mut dyn Sink) -> Result<()> {
+        let relief = self.load.relief();
+        let slot = self.slot(relief);
+        let state = &self.lanes[lane];
+        let hop = self.identity.hop as u64;
+        let by_two = relief.doubled
+            && match (&self.doubled, self.identity.mode) {
+                (_, Mode::Dense) | (Doubled::There(..), Mode::Window) => true,
+                // Behind a cut, the first hop is one of its own.
+                (Doubled::There(..), _) => state.progress.last().is_some(),
+                _ => false,
+            };
+        let last = state.progress.last();
+        let due = state.camera.ring.due(|span| {
+            if !load::has_turn(lane, span.last, slot, relief.turns) {
+                Fate::LeftOut
+            } else if by_two && last.is_some_and(|last| span.last < last + 2 * hop) {
+                Fate::WithNext
+            } else {
+                Fate::Taken
+            }
+        });
+        match due {
+            Some((_, Fate::WithNext)) => {
+                self.lanes[lane].left_out += 1;
+                return Ok(());
+            }
+            Some((_, Fate::LeftOut)) => {
+                let state = &mut self.lanes[lane];
+                state.left_out += 1;
+                state.degraded = true;
+                if self.identity.mode != Mode::Dense {
+                    self.gap(lane, hop);
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        let live = due.is_some();
+        let waited = due.map_or(Duration::ZERO, |(span, _)| span.taken.elapsed());
+        let follows_by_two = due.is_some_and(|(span, _)| last.is_some_and(|last| last + 2 * hop == span.last));
+        let on_doubled = match self.identity.mode {
+            Mode::Window => by_two,
+            Mode::Carried => by_two && follows_by_two,
+            _ => false,
+        };
+        let (streams, views) = (&self.model.manifest.streams, &self.view_of_stream);
+        let hop = match &mut self.doubled {
+            Doubled::There(_, hop) if on_doubled => hop,
+            _ => &mut self.hop,
+        };
+        let weaker = self.weaker;
+        let frames = hop.frames[weaker];
+        let whole = !(live && relief.one_less);
+        if !whole {
+            hop.frames[weaker] = 0;
+        }
+        let busy = Instant::now();
         let step = self.lanes[lane].camera.ring.take(|window| {
             input::fill_hop(streams, views, window.len(), |i| window.frame(i), hop);
         });
-        let state = &mut self.lanes[lane];
-        match step {
+        let result = match step {
             None => Ok(()),
             Some(Step::Gap { lost }) => {
-                log::warn!("camera {}: {lost} frames are in no hop", state.camera.id);
-                state.lost += lost;
-                state.degraded = true;
-                state.decider.gap(lost);
-                state.progress.cut();
-                self.network.cut(Lane(lane));
+                log::warn!("camera {}: {lost} frames are in no hop", self.lanes[lane].camera.id);
+                self.lanes[lane].degraded = true;
+                self.gap(lane, lost);
                 Ok(())
             }
             Some(Step::Ended) => self.finish(lane, sink),
-            Some(Step::Hop(span)) => self.recognize(lane, span, sink),
+            Some(Step::Hop(span)) => {
+                let made = self.recognize(lane, span, on_doubled, whole, live, sink);
+                if live {
+                    let told = self.load.hop(began.elapsed(), waited, busy.elapsed());
+                    self.tell(told);
+                }
+                made
+            }
+        };
+        match &mut self.doubled {
+            Doubled::There(_, hop) if on_doubled => hop.frames[weaker] = frames,
+            _ => self.hop.frames[weaker] = frames,
+        }
+        result
+    }
+
+    /// `lost` frames of a camera are in no hop.
+    fn gap(&mut self, lane: usize, lost: u64) {
+        let state = &mut self.lanes[lane];
+        state.lost += lost;
+        state.decider.gap(lost);
+        state.progress.cut();
+        self.network.cut(Lane(lane));
+        if let Doubled::There(network, _) = &mut self.doubled {
+            network.cut(Lane(lane));
         }
     }
 
-    fn recognize(&mut self, lane: usize, span: Span, sink: &mut dyn Sink) -> Result<()> {
-        self.hop.follows = self.lanes[lane].progress.hop(span.last, self.identity.hop);
-        let logits = match self.network.step(Lane(lane), &self.hop) {
+    /// Moves a camera's state to the network that makes its next hop.
+    fn change_network(&mut self, lane: usize, to_doubled: bool) {
+        let state = &mut self.lanes[lane];
+        if state.on_doubled == to_doubled {
+            return;
+        }
+        state.on_doubled = to_doubled;
+        let Doubled::There(doubled, _) = &mut self.doubled else { return };
+        let (from, to) = match to_doubled {
+            true => (&mut self.network, doubled),
+            false => (doubled, &mut self.network),
+        };
+        let moved = from.take_state(Lane(lane));
+        if self.identity.mode == Mode::Window {
+            // A window's state is of its hop: what follows begins with a whole window.
+            to.reset(Lane(lane));
+            state.progress.cut();
+        } else if let Some(Err(_)) = moved.map(|moved| to.put_state(Lane(lane), moved)) {
+            // Two hops' states differ: nothing of before is left.
+            state.progress = Progress::default();
+        }
+    }
+
+    fn recognize(
+        &mut self,
+        lane: usize,
+        span: Span,
+        on_doubled: bool,
+        whole: bool,
+        live: bool,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        self.change_network(lane, on_doubled);
+        let state = &mut self.lanes[lane];
+        if whole && !state.whole {
+            // The stream that comes back has missed what lies between.
+            state.progress.cut();
+        }
+        state.whole = whole;
+        let step = self.identity.hop * if on_doubled { 2 } else { 1 };
+        let (network, hop) = match &mut self.doubled {
+            Doubled::There(network, hop) if on_doubled => (network, hop),
+            _ => (&mut self.network, &mut self.hop),
+        };
+        hop.follows = state.progress.hop(span.last, step);
+        let logits = match network.step(Lane(lane), hop) {
             Ok(scores) => scores,
             Err(e) if e.kind() == Kind::Internal => {
                 // The device may have been lost: one new start, and this hop once more. If it fails again it is not the
                 // hop's fault.
                 log::error!("{}: {e}; loading the model again", self.backend);
+                if !matches!(self.doubled, Doubled::Never) {
+                    self.doubled = Doubled::Possible;
+                }
                 (self.network, self.backend) =
                     inference::load_with(self.model, self.backends, &options(&self.identity))?;
                 self.reach = self.network.reach();
-                self.lanes.iter_mut().for_each(|l| l.progress = Progress::default());
-                self.hop.follows = self.lanes[lane].progress.hop(span.last, self.identity.hop);
+                for lane in &mut self.lanes {
+                    (lane.progress, lane.on_doubled) = (Progress::default(), false);
+                }
+                if on_doubled {
+                    // Its input is for a network that is gone.
+                    self.gap(lane, step as u64);
+                    return Ok(());
+                }
+                self.hop.follows = self.lanes[lane].progress.hop(span.last, step);
                 self.network.step(Lane(lane), &self.hop)?
             }
             Err(e) => return Err(e),
         };
         let state = &mut self.lanes[lane];
         state.hops += 1;
+        state.partial += u64::from(!whole);
         state.last_frame = span.last;
         let logits: Vec<&[f32]> = logits.logits.iter().map(Vec::as_slice).collect();
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
@@ -214,6 +472,7 @@ impl<'a> Recognizer<'a> {
         if state.progress.is_cold(&self.reach, self.window) {
             return Ok(());
         }
+        state.degraded |= live && self.load.relief() != Relief::NONE;
         let hop = HopScores { first_frame: span.first, last_frame: span.last, scores: &self.scores };
         let changes = state.decider.step(&hop).to_vec();
         for change in changes {
@@ -256,7 +515,8 @@ impl<'a> Recognizer<'a> {
             let start = date(change.start_frame);
             (event::id(start, &self.identity.device, &state.camera.id, label, change.start_frame), start)
         });
-        let named = |scores: &[f32]| scores[change.label];
+        // A stream that was left out has none.
+        let named = |scores: &Vec<f32>| scores.get(change.label).copied();
         let mut event = Event {
             v: 1,
             id: id.clone(),
@@ -272,7 +532,12 @@ impl<'a> Recognizer<'a> {
                 .iter()
                 .map(|&(l, score)| event::Top { label: self.model.labels[l].clone(), score })
                 .collect(),
-            streams: self.names.iter().cloned().zip(self.scores.streams.iter().map(|s| named(s))).collect(),
+            streams: self
+                .names
+                .iter()
+                .zip(&self.scores.streams)
+                .filter_map(|(name, scores)| Some((name.clone(), named(scores)?)))
+                .collect(),
             start: *start,
             end: ended.map(date),
             start_s: seconds(change.start_frame),

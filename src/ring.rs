@@ -64,6 +64,17 @@ pub struct Span {
     pub taken: Instant,
 }
 
+/// What becomes of a hop that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is taken.
+    Taken,
+    /// It is not made; the next one sees its frames as well.
+    WithNext,
+    /// It is not made, and its frames are in no hop.
+    LeftOut,
+}
+
 /// The frames of a hop, oldest first.
 pub struct Window<'a> {
     frames: &'a Deque<Entry, { WINDOW + SLACK }>,
@@ -248,6 +259,25 @@ impl Ring {
         Some(state.entry(end - 1).map_or_else(Instant::now, |e| e.taken))
     }
 
+    /// Asks what is to become of the hop that is due, if there is one and it is a camera's: a recording has no hop left
+    /// out. A hop that is to be taken is what [`Ring::take`] hands out next, unless a gap comes before it.
+    pub fn due(&self, fate: impl FnOnce(&Span) -> Fate) -> Option<(Span, Fate)> {
+        let mut state = lock(&self.state);
+        if state.lost > 0 || state.pace == Pace::Recorded {
+            return None;
+        }
+        let end = self.pending(&state, false)?;
+        let span = self.span(&state, end);
+        let fate = fate(&span);
+        if fate != Fate::Taken {
+            state.due = end + self.hop;
+        }
+        if fate == Fate::LeftOut {
+            state.seen = end;
+        }
+        Some((span, fate))
+    }
+
     /// Hands out the next step, if there is one; for a hop, `see` is shown its frames. The camera's thread waits while
     /// `see` runs: it should copy what it needs and return.
     pub fn take(&self, see: impl FnOnce(&Window)) -> Option<Step> {
@@ -260,19 +290,26 @@ impl Ring {
         let Some(end) = self.pending(&state, flush) else {
             return state.closed.then_some(Step::Ended);
         };
-        let first = end.saturating_sub(self.window).max(state.start);
-        let taken = state.entry(end - 1).map_or_else(Instant::now, |e| e.taken);
+        let span = self.span(&state, end);
+        let real = end - span.first;
         see(&Window {
             frames: &state.frames,
-            start: (first - state.oldest()) as usize,
-            real: (end - first) as usize,
-            length: if self.carried { end - first } else { self.window } as usize,
+            start: (span.first - state.oldest()) as usize,
+            real: real as usize,
+            length: if self.carried { real } else { self.window } as usize,
         });
         state.seen = end;
         state.due = end + self.hop;
         drop(state);
         self.room.notify_all();
-        Some(Step::Hop(Span { first, last: end - 1, taken }))
+        Some(Step::Hop(span))
+    }
+
+    /// The hop that ends before frame `end`.
+    fn span(&self, state: &State, end: u64) -> Span {
+        let first = end.saturating_sub(self.window).max(state.start);
+        let taken = state.entry(end - 1).map_or_else(Instant::now, |e| e.taken);
+        Span { first, last: end - 1, taken }
     }
 
     fn is_full(&self, state: &State) -> bool {
@@ -422,6 +459,34 @@ mod tests {
         }
         assert!(lost > 0);
         assert_eq!(made + lost / 8, (100_000 - 64) / 8 + 1);
+    }
+
+    #[test]
+    fn a_hop_may_be_left_to_the_next_or_left_out() {
+        let ring = ring(Pace::Live, 64, 8);
+        push(&ring, 0..63);
+        assert_eq!(ring.due(|_| panic!("none is due")), None);
+        push(&ring, 63..96);
+        let mut fates = [Fate::Taken, Fate::Taken, Fate::WithNext, Fate::LeftOut].into_iter();
+        let mut due = || ring.due(|_| fates.next().unwrap()).map(|(span, fate)| (span.last, fate));
+        assert_eq!(due(), Some((63, Fate::Taken)));
+        // Asked again: it is still there.
+        assert_eq!(due(), Some((63, Fate::Taken)));
+        assert!(matches!(ring.take(|_| ()), Some(Step::Hop(hop)) if hop.last == 63));
+        assert_eq!(due(), Some((71, Fate::WithNext)));
+        assert_eq!(due(), Some((79, Fate::LeftOut)));
+        assert_eq!(hops(&drain(&ring)), [(24, 87), (32, 95)]);
+        // What was left out is not lost a second time.
+        ring.cut(0);
+        assert_eq!(ring.take(|_| ()), Some(Step::Gap { lost: 1 }));
+    }
+
+    #[test]
+    fn a_hop_of_a_recording_is_never_left_out() {
+        let ring = ring(Pace::Recorded, 64, 8);
+        push(&ring, 0..80);
+        assert_eq!(ring.due(|_| Fate::LeftOut), None);
+        assert_eq!(hops(&drain(&ring)), [(0, 63), (8, 71), (16, 79)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{run, say, say_json};
 use crate::{
-    camera::Camera,
+    camera::{Camera, Feed},
     clip,
     config::{self, DEFAULT_HOP, Mode},
     decide::{self, Decider, HopScores},
@@ -352,7 +352,9 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
         stop.wait_timeout(length);
         stop.set();
     });
-    run::watch(&handles, &configs, &specs, &mut recognizer, &bell, &shutdown, &mut Nowhere, || {})?;
+    // Cameras of their own, each with its decoder.
+    let feeds = Feed::apart(&handles, &configs);
+    run::watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut Nowhere, || {})?;
     // Joined after the shutdown that it waits for.
     let _ = timer.join();
     let mut all = true;
@@ -361,7 +363,8 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
         if let Some(e) = failed {
             return Err(e);
         }
-        all &= counts.dropped_at_source == 0 && tally.lost == 0 && tally.hops > 0;
+        all &=
+            counts.dropped_at_source == 0 && tally.lost == 0 && tally.left_out + tally.partial == 0 && tally.hops > 0;
     }
     Ok(all)
 }

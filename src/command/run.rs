@@ -1,10 +1,10 @@
-//! `actiond run`: the daemon. The only wiring of threads: one a camera, and the recognizer on this one.
+//! `actiond run`: the daemon. The only wiring of threads: one a source, and the recognizer on this one.
 
 use std::{path::PathBuf, sync::Arc, thread};
 
 use super::{check, events::Printer, timeline};
 use crate::{
-    camera::Camera,
+    camera::{Camera, Feed},
     config::{self, Mode, Plan},
     decide::{Decider, Phase},
     error::{Error, Kind, Result},
@@ -82,7 +82,8 @@ pub fn run(args: &Args) -> Result<()> {
         plan.journal.display()
     );
 
-    let result = watch(&handles, &plan.cameras, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
+    let feeds = Feed::shared(&handles, &plan.cameras);
+    let result = watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
         let failed_all = handles.iter().all(|c| c.status(|s| s.failed.is_some()));
         if !args.until_end && !failed_all && !shutdown.is_set() {
             log::info!("every recording has ended; waiting for a signal (--until-end stops here)");
@@ -93,7 +94,8 @@ pub fn run(args: &Args) -> Result<()> {
         let (c, reopened) = camera.status(|s| (s.counts, s.reopened));
         log::info!(
             "camera {}: {} pictures in, {} dropped at the source, {} dropped to 25 fps; {} frames, {} of them repeats; \
-             {} hops, {} frames in none; opened again {} times",
+             {} hops, {} frames in none; {} hops left out and {} made without a stream as the machine could not keep up; \
+             opened again {} times",
             camera.id,
             c.pictures,
             c.dropped_at_source,
@@ -102,6 +104,8 @@ pub fn run(args: &Args) -> Result<()> {
             c.repeated,
             tally.hops,
             tally.lost,
+            tally.left_out,
+            tally.partial,
             reopened
         );
     }
@@ -116,12 +120,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Runs the cameras' threads, and the recognizer on this one, until every camera has ended or shutdown; `ended` runs
+/// Runs the sources' threads, and the recognizer on this one, until every camera has ended or shutdown; `ended` runs
 /// while the threads are still there.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn watch(
-    cameras: &[Arc<Camera>],
-    configs: &[config::Camera],
+    feeds: &[Feed],
     specs: &[ViewSpec],
     recognizer: &mut Recognizer,
     bell: &Bell,
@@ -130,18 +133,17 @@ pub(super) fn watch(
     ended: impl FnOnce(),
 ) -> Result<()> {
     thread::scope(|scope| {
-        for (camera, config) in cameras.iter().zip(configs) {
+        for feed in feeds {
             let spawned = thread::Builder::new()
-                .name(format!("camera {}", camera.id))
-                .spawn_scoped(scope, move || camera.work(config, specs, shutdown));
+                .name(format!("camera {}", feed.name()))
+                .spawn_scoped(scope, move || feed.work(specs, shutdown));
             if let Err(e) = spawned {
-                camera.ring.close();
-                camera.status(|s| s.failed = Some(Error::internal("cannot start a thread").caused_by(e)));
+                feed.fail(&Error::internal("cannot start a thread").caused_by(e));
             }
         }
         let result = recognizer.run(bell, shutdown, sink);
         // A recognizer that failed must not leave recordings waiting for room.
-        cameras.iter().for_each(|c| c.ring.close());
+        feeds.iter().for_each(Feed::close);
         if result.is_ok() {
             ended();
         }

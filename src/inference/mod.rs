@@ -8,6 +8,7 @@ pub mod tract;
 pub use graph::{request, time_axis};
 
 use std::{
+    any::Any,
     collections::HashSet,
     time::{Duration, Instant},
 };
@@ -50,7 +51,8 @@ impl Tensor {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hop {
     /// Frames along each stream's time axis: the manifest's count for a window; any number, for a whole clip, where
-    /// the stream's graph has a symbolic time axis.
+    /// the stream's graph has a symbolic time axis. 0 leaves the stream out: it is not run, keeps its state, and its
+    /// logits come out empty.
     pub frames: Vec<usize>,
     /// How each stream takes its values: as the manifest says, or packed.
     pub packed: Vec<Option<Packed>>,
@@ -169,6 +171,13 @@ pub trait Network: Send {
 
     /// How the mode's scores lie in time, and what they cost.
     fn reach(&self) -> Reach;
+
+    /// Takes a lane's state out, for another network to go on with. None where there is none.
+    fn take_state(&mut self, lane: Lane) -> Option<Box<dyn Any + Send>>;
+
+    /// Goes on with a state that another network of the same model had. Gives it back where the states of the two are
+    /// not the same ones.
+    fn put_state(&mut self, lane: Lane, state: Box<dyn Any + Send>) -> Result<(), Box<dyn Any + Send>>;
 }
 
 /// How a camera's ring must hand out frames for a network.
@@ -212,6 +221,11 @@ impl Progress {
         self.since_cut += hop;
         self.since_zero += hop;
         follows
+    }
+
+    /// The last frame of the hop before, where none was lost since.
+    pub fn last(&self) -> Option<u64> {
+        self.last
     }
 
     pub fn cut(&mut self) {

@@ -7,6 +7,7 @@
 //! 587 ms in turn, 511 and 699 ms side by side. In turn, a network also needs no threads of its own.
 
 use std::{
+    any::Any,
     collections::{HashMap, hash_map::Entry},
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use super::{
     graph::{Graph, Stepped},
 };
 use crate::{
-    compile::Packed,
+    compile::{Packed, State as Column},
     config::Mode,
     error::{Error, Result},
     model::{Dtype, Model, Precision, Stream},
@@ -25,7 +26,7 @@ use crate::{
 /// One stream's graph, made ready for one number of frames.
 pub(super) trait Engine: Send {
     /// What a lane carries from step to step.
-    type State: Send;
+    type State: Send + 'static;
 
     /// State before the first step: zeros.
     fn zero(&self) -> Result<Self::State>;
@@ -83,7 +84,14 @@ enum Work<E> {
         frames: usize,
         packed: Option<Packed>,
         reach: Reach,
+        states: Vec<Column>,
     },
+}
+
+/// A lane's states of all streams, on their way to another network, and which states they are.
+struct Moved<S> {
+    kinds: Vec<Vec<Column>>,
+    states: Vec<Option<S>>,
 }
 
 impl<E: Engine> Streams<E> {
@@ -120,7 +128,15 @@ impl<E: Engine> Network for Streams<E> {
         if hop.inputs.len() != n || hop.frames.len() != n {
             return Err(Error::internal(format!("a hop with {} inputs for {n} streams", hop.inputs.len())));
         }
+        if hop.frames.iter().all(|&frames| frames == 0) {
+            return Err(Error::internal("a hop that leaves every stream out"));
+        }
         for (i, runner) in self.runners.iter_mut().enumerate() {
+            if hop.frames[i] == 0 {
+                self.scores.logits[i].clear();
+                self.spent[i] = Duration::ZERO;
+                continue;
+            }
             let began = Instant::now();
             runner
                 .step(lane, hop.frames[i], &hop.inputs[i], hop.follows, &mut self.scores.logits[i])
@@ -149,6 +165,26 @@ impl<E: Engine> Network for Streams<E> {
         if matches!(self.mode, Mode::Dense | Mode::Window) {
             self.reset(lane);
         }
+    }
+
+    fn take_state(&mut self, lane: Lane) -> Option<Box<dyn Any + Send>> {
+        let states: Vec<_> = self.runners.iter_mut().map(|r| r.lanes.remove(&lane)).collect();
+        states.iter().any(Option::is_some).then(|| {
+            let kinds = self.runners.iter().map(|r| r.states().to_vec()).collect();
+            Box::new(Moved { kinds, states }) as Box<dyn Any + Send>
+        })
+    }
+
+    fn put_state(&mut self, lane: Lane, state: Box<dyn Any + Send>) -> Result<(), Box<dyn Any + Send>> {
+        let moved = state.downcast::<Moved<E::State>>()?;
+        let mine = self.runners.iter().map(Runner::states);
+        if !moved.kinds.iter().map(Vec::as_slice).eq(mine) {
+            return Err(moved);
+        }
+        for (runner, state) in self.runners.iter_mut().zip(moved.states) {
+            runner.lanes.extend(state.map(|state| (lane, state)));
+        }
+        Ok(())
     }
 
     fn any_length(&self, stream: usize) -> bool {
@@ -228,7 +264,7 @@ impl<E: Engine> Runner<E> {
                     macs_dense: program.macs_dense,
                     state_bytes: program.state_bytes(),
                 };
-                Work::Stepped { hop, prime, frames: program.frames, packed, reach }
+                Work::Stepped { hop, prime, frames: program.frames, packed, reach, states: program.states }
             }
         };
         if logits.len() != labels {
@@ -239,6 +275,13 @@ impl<E: Engine> Runner<E> {
             )));
         }
         Ok(Runner { stream: stream.clone(), per_frame, precision, work, lanes: HashMap::new() })
+    }
+
+    fn states(&self) -> &[Column] {
+        match &self.work {
+            Work::Dense { .. } => &[],
+            Work::Stepped { states, .. } => states,
+        }
     }
 
     fn step(&mut self, lane: Lane, frames: usize, input: &Tensor, follows: bool, logits: &mut Vec<f32>) -> Result<()> {
