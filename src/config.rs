@@ -28,7 +28,8 @@ pub struct Plan {
     pub model: PathBuf,
     /// Tried in this order; empty: every backend, the fastest first.
     pub backends: Vec<String>,
-    pub mode: Mode,
+    /// How a hop is computed; what suits the model ([`crate::inference::natural_mode`]) where it is left out.
+    pub mode: Option<Mode>,
     pub hop: usize,
     pub cameras: Vec<Camera>,
     pub events: Decision,
@@ -90,7 +91,7 @@ struct Device {
 struct Model {
     path: Option<PathBuf>,
     backend: Vec<Spanned<String>>,
-    mode: Mode,
+    mode: Option<Mode>,
     hop: Option<Spanned<usize>>,
 }
 
@@ -119,7 +120,7 @@ impl Plan {
             device: host_name(),
             model: default_model(),
             backends: Vec::new(),
-            mode: Mode::default(),
+            mode: None,
             hop: DEFAULT_HOP,
             cameras: Vec::new(),
             events: Decision::default(),

@@ -6,6 +6,7 @@ use crate::{
     config::Plan,
     decide::Decider,
     error::{Error, Result},
+    inference,
     model::Model,
 };
 
@@ -21,6 +22,14 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&plan.model)?;
     Decider::new(&model, &plan.events, plan.hop)
         .map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
+    let mode = match plan.mode {
+        Some(mode) => {
+            inference::check_mode(&model, mode, plan.hop)
+                .map_err(|e| e.context(format!("{}: [model]", args.config.display())))?;
+            mode
+        }
+        None => inference::natural_mode(&model, plan.hop).0,
+    };
     super::say(&format!(
         "{}: good. {} camera{}, model {} ({} labels), {} windows, a hop of {} frames.",
         args.config.display(),
@@ -28,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
         if plan.cameras.len() == 1 { "" } else { "s" },
         model.manifest.name,
         model.labels.len(),
-        plan.mode.name(),
+        mode.name(),
         plan.hop,
     ))
 }

@@ -9,6 +9,7 @@ use crate::{
     decide::{Decider, Phase},
     error::{Error, Kind, Result},
     event::Event,
+    inference,
     journal::Journal,
     model::Model,
     recognize::{Identity, Recognizer, Sink},
@@ -34,6 +35,7 @@ pub struct Args {
     /// Backend to use; may be given several times, tried in order.
     #[arg(long)]
     backend: Vec<String>,
+    /// How a hop is computed; `window` where the model allows it, else `dense`.
     #[arg(long, value_enum)]
     mode: Option<Mode>,
     /// Frames from one hop to the next.
@@ -64,7 +66,14 @@ pub fn run(args: &Args) -> Result<()> {
     let deciders = plan.cameras.iter().map(|_| Decider::new(&model, &plan.events, plan.hop));
     let deciders = deciders.collect::<Result<Vec<_>>>()?;
     let mut output = Output { journal: Journal::open(&plan.journal)?, printer: Printer::new(), ended: Vec::new() };
-    let identity = Identity { device: plan.device.clone(), mode: plan.mode, hop: plan.hop };
+    let mode = plan.mode.unwrap_or_else(|| {
+        let (mode, why) = inference::natural_mode(&model, plan.hop);
+        if let Some(why) = why {
+            log::info!("dense windows, computed whole: {why}");
+        }
+        mode
+    });
+    let identity = Identity { device: plan.device.clone(), mode, hop: plan.hop };
     let mut recognizer = Recognizer::new(&model, &plan.backends, identity)?;
     let mut handles: Vec<Arc<Camera>> = Vec::new();
     for (camera, decider) in plan.cameras.iter().zip(deciders) {
@@ -77,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
         model.manifest.name,
         recognizer.backend(),
         recognizer.precision(),
-        plan.mode.name(),
+        mode.name(),
         plan.hop,
         plan.journal.display()
     );
@@ -172,7 +181,7 @@ fn plan(args: &Args) -> Result<Plan> {
     if !args.backend.is_empty() {
         plan.backends = args.backend.clone();
     }
-    plan.mode = args.mode.unwrap_or(plan.mode);
+    plan.mode = args.mode.or(plan.mode);
     plan.hop = args.hop.map_or(plan.hop, usize::from);
     if let Some(journal) = &args.journal {
         plan.journal = journal.clone();

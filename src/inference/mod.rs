@@ -5,6 +5,7 @@ pub mod onnxruntime;
 mod streams;
 pub mod tract;
 
+use graph::Graph;
 pub use graph::{request, time_axis};
 
 use std::{
@@ -178,6 +179,28 @@ pub trait Network: Send {
     /// Goes on with a state that another network of the same model had. Gives it back where the states of the two are
     /// not the same ones.
     fn put_state(&mut self, lane: Lane, state: Box<dyn Any + Send>) -> Result<(), Box<dyn Any + Send>>;
+}
+
+/// The mode for a model that is asked for none: `window`, which gives dense windows' own numbers for less work, where
+/// all streams can be had in it; else `dense`, and why.
+pub fn natural_mode(model: &Model, hop: usize) -> (Mode, Option<Error>) {
+    match check_mode(model, Mode::Window, hop) {
+        Ok(()) => (Mode::Window, None),
+        Err(e) => (Mode::Dense, Some(e)),
+    }
+}
+
+/// Whether all streams of a model can be had in a mode, with a hop of so many frames.
+///
+/// Errors: as [`crate::compile::compile`].
+pub fn check_mode(model: &Model, mode: Mode, hop: usize) -> Result<()> {
+    for stream in &model.manifest.streams {
+        let Some(file) = stream.files.first().filter(|_| mode != Mode::Dense) else { continue };
+        let compiled = Graph::read(model, stream, file)
+            .and_then(|graph| graph.stepped(stream, mode, hop, model.manifest.continuous.columns));
+        compiled.map_err(|e| e.context(format_args!("stream `{}`", stream.name)))?;
+    }
+    Ok(())
 }
 
 /// How a camera's ring must hand out frames for a network.
