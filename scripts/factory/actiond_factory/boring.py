@@ -66,13 +66,18 @@ def replicated(model: onnx.ModelProto, frames: int) -> onnx.ModelProto:
     shapes = shapes_of(copy)
     known = {t.name: numpy_helper.to_array(t) for t in copy.graph.initializer}
     nodes = []
+    old = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")) < 11
+
+    def pad(x: list[str], pads: np.ndarray, output: str, **options: object) -> None:
+        """A Pad node, as the file's opset writes it."""
+        if old:
+            nodes.append(helper.make_node("Pad", x[:1], [output], output, pads=pads.tolist(), **options))
+            return
+        copy.graph.initializer.append(numpy_helper.from_array(pads, f"{output}/time_pads"))
+        nodes.append(helper.make_node("Pad", [x[0], f"{output}/time_pads", *x[2:]], [output], output, **options))
 
     def edges(x: str, front: int, back: int, name: str) -> str:
-        pads = np.array([0, 0, front, 0, 0, 0, 0, back, 0, 0], np.int64)
-        copy.graph.initializer.append(numpy_helper.from_array(pads, f"{name}/edges/pads"))
-        nodes.append(
-            helper.make_node("Pad", [x, f"{name}/edges/pads"], [f"{name}/edges"], f"{name}/edges", mode="edge")
-        )
+        pad([x], np.array([0, 0, front, 0, 0, 0, 0, back, 0, 0], np.int64), f"{name}/edges", mode="edge")
         return f"{name}/edges"
 
     for node in copy.graph.node:
@@ -85,15 +90,15 @@ def replicated(model: onnx.ModelProto, frames: int) -> onnx.ModelProto:
             if pads[0] or pads[3]:
                 inputs[0] = edges(inputs[0], pads[0], pads[3], node.output[0])
             options |= {"pads": [0, *pads[1:3], 0, *pads[4:]], "auto_pad": "NOTSET"}
-            node = helper.make_node(node.op_type, inputs, list(node.output), name=node.name, **options)
-        elif (
-            node.op_type == "Pad" and len(shapes[node.input[0]]) == 5 and (pads := known.get(node.input[1])) is not None
-        ):
+            nodes.append(helper.make_node(node.op_type, inputs, list(node.output), name=node.name, **options))
+            continue
+        if node.op_type == "Pad" and len(shapes[node.input[0]]) == 5:
+            pads = np.array(options.pop("pads") if old else known[node.input[1]], np.int64)
             if pads[2] or pads[7]:
-                inputs = [edges(node.input[0], int(pads[2]), int(pads[7]), node.output[0]), f"{node.output[0]}/space"]
-                space = np.where(np.isin(np.arange(10), (2, 7)), 0, pads)
-                copy.graph.initializer.append(numpy_helper.from_array(space, inputs[1]))
-                node = helper.make_node("Pad", [*inputs, *node.input[2:]], list(node.output), node.name, **options)
+                x = edges(node.input[0], int(pads[2]), int(pads[7]), node.output[0])
+                pads[[2, 7]] = 0
+                pad([x, *node.input[1:]], pads, node.output[0], **options)
+                continue
         nodes.append(node)
     del copy.graph.node[:], copy.graph.value_info[:]
     copy.graph.node.extend(nodes)

@@ -127,7 +127,7 @@ class Cache:
             try:
                 if not (self.place(clip) / "clip.json").exists():
                     self.decode(clip)
-            except (intake.BadInput, BadInput) as error:
+            except BadInput as error:
                 failed[clip.path] = str(error)
             progress()
 

@@ -39,8 +39,6 @@ ELEMENTWISE = {
     *("Softplus", "Softsign", "Mish", "Gelu", "Erf", "Abs", "Neg", "Exp", "Sqrt", "Identity", "Dropout", "Cast"),
     *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum"),
 }
-# What does the same to every position.
-BY_CHANNEL = {"BatchNormalization", "LRN"}
 POOLS = {"MaxPool", "AveragePool"}
 WHOLE_MAP = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}
 FLATTEN = {"Flatten", "Reshape", "Squeeze"}
@@ -102,12 +100,17 @@ def read_rules(path: Path) -> list[Rule]:
     return rules
 
 
+def called(node: onnx.NodeProto) -> str:
+    """A node's name, or where it has none its output's."""
+    return node.name or node.output[0]
+
+
 def assign(rules: list[Rule], nodes: Iterable[onnx.NodeProto]) -> tuple[dict[str, Rule], list[Rule]]:
     """The rule of each node that has one, by the name of its output, and the rules that fit none."""
     nodes, chosen, idle = list(nodes), {}, []
     for rule in rules:
         fitting = [
-            n for n in nodes if fnmatch.fnmatchcase(n.name, rule.match) and (not rule.op or n.op_type in rule.op)
+            n for n in nodes if fnmatch.fnmatchcase(called(n), rule.match) and (not rule.op or n.op_type in rule.op)
         ]
         if not fitting:
             idle.append(rule)
@@ -154,6 +157,8 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
             value.type.tensor_type.shape.dim[0].dim_value = 1
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
+    # Before version 4 initializers had to be listed as inputs too.
+    copy.ir_version = min(max(copy.ir_version, 8), 10)
     del copy.graph.value_info[:]
     copy = shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
     shapes, known = shapes_of(copy), {t.name: numpy_helper.to_array(t) for t in copy.graph.initializer}
@@ -176,7 +181,6 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     del copy.graph.node[:], copy.graph.initializer[:]
     copy.graph.node.extend(kept)
     copy.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in known.items() if n in used)
-    # Initializers that were listed as inputs too, as old files do.
     inputs = [value for value in copy.graph.input if value.name not in known]
     del copy.graph.input[:]
     copy.graph.input.extend(inputs)
@@ -220,8 +224,10 @@ class Inflater:
         options = attributes(node)
         new = onnx.NodeProto()
         new.CopyFrom(node)
-        if not maps or node.op_type in BY_CHANNEL:
+        if not maps or node.op_type == "BatchNormalization":
             self.nodes.append(new)
+        elif node.op_type == "LRN":
+            self.by_position(new)
         elif node.op_type == "Conv" or node.op_type in POOLS:
             self.window(node, options)
         elif node.op_type in WHOLE_MAP:
@@ -239,12 +245,23 @@ class Inflater:
             new.input[:] = [name if self.is_map(name) else self.spread(name) for name in node.input]
             self.nodes.append(new)
         else:
-            raise BadInput(f"node {node.name!r}: there is no 3D {node.op_type} of {self.described(node)}")
+            raise BadInput(f"node {called(node)!r}: there is no 3D {node.op_type} of {self.described(node)}")
 
     def described(self, node: onnx.NodeProto) -> str:
         """A node's inputs and outputs, for errors."""
         shown = (f"{n} {self.shapes.get(n)}" for n in (*node.input, *node.output) if n)
         return f"what it is given ({', '.join(shown)})"
+
+    def by_position(self, node: onnx.NodeProto) -> None:
+        """What does the same to every position and is written for maps without time: time and height as one axis."""
+        _, channels, height, width = self.shapes[node.input[0]]
+        x, output = node.input[0], node.output[0]
+        self.weights[f"{output}/flat"] = np.array([1, channels, -1, width], np.int64)
+        self.weights[f"{output}/video"] = np.array([1, channels, -1, height, width], np.int64)
+        node.input[0] = self.add("Reshape", [x, f"{output}/flat"], f"{output}/input")
+        node.output[0] = node.name = f"{output}/output"
+        self.nodes.append(node)
+        self.add("Reshape", [node.output[0], f"{output}/video"], output)
 
     def spread(self, name: str) -> str:
         """A constant that is spread over a map, for a map with time: [C, 1, 1] becomes [C, 1, 1, 1]."""
@@ -259,9 +276,9 @@ class Inflater:
         rule = self.rules.get(node.output[0], Rule())
         weight = self.weights.get(node.input[1]) if node.op_type == "Conv" else None
         if node.op_type == "Conv" and (weight is None or weight.ndim != 4):
-            raise BadInput(f"node {node.name!r}: its weights are not in the file")
+            raise BadInput(f"node {called(node)!r}: its weights are not in the file")
         if len(node.output) > 1:
-            raise BadInput(f"node {node.name!r}: a pool that tells where its maxima are has no 3D form here")
+            raise BadInput(f"node {called(node)!r}: a pool that tells where its maxima are has no 3D form here")
         kernel = list(options.get("kernel_shape") or weight.shape[2:])
         strides = list(options.get("strides") or [1, 1])
         dilations = list(options.get("dilations") or [1, 1])
@@ -272,7 +289,7 @@ class Inflater:
         padded = rule.pads or self.time_pads(time, spread, kernel[small], (pads[small], pads[small + 2]))
         auto = options.get("auto_pad", b"NOTSET").decode()
         if rule.pads and auto != "NOTSET":
-            raise BadInput(f"node {node.name!r} says auto_pad = {auto}: its rule cannot say pads")
+            raise BadInput(f"node {called(node)!r} says auto_pad = {auto}: its rule cannot say pads")
         options |= {
             "kernel_shape": [time, *kernel],
             "strides": [rule.stride or (strides[0] if strides[0] == strides[1] else min(strides)), *strides],
@@ -309,14 +326,14 @@ class Inflater:
             return
         axes = options.get("axes") or (self.weights.get(node.input[1]) if len(node.input) > 1 else None)
         if axes is None or sorted(axis % 4 for axis in axes) != [2, 3]:
-            raise BadInput(f"node {node.name!r}: a mean over {axes} is no mean over height and width")
+            raise BadInput(f"node {called(node)!r}: a mean over {axes} is no mean over height and width")
         self.mean(x, [2, 3, 4], node.output[0], options.get("keepdims", 1))
 
     def pad(self, node: onnx.NodeProto, options: dict) -> None:
         """Padding as a node of its own; along time as along height, or as a rule says."""
         pads = options.get("pads") or self.weights.get(node.input[1])
         if pads is None or len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)) or len(node.input) > 3:
-            raise BadInput(f"node {node.name!r}: only padding of height and width by known numbers can be inflated")
+            raise BadInput(f"node {called(node)!r}: only padding of height and width by known numbers can be inflated")
         front, back = self.rules.get(node.output[0], Rule()).pads or self.pads_ahead(node, int(pads[2]), int(pads[6]))
         new = onnx.NodeProto()
         new.CopyFrom(node)
@@ -378,7 +395,7 @@ def inflate(
     output = without_softmax(graph, graph.output[0].name)
     chosen, idle = assign(rules, graph.node)
     if idle and strict:
-        raise BadInput(f"no node fits {idle[0]}; the nodes are {', '.join(n.name for n in graph.node)}")
+        raise BadInput(f"no node fits {idle[0]}; the nodes are {', '.join(map(called, graph.node))}")
     work = Inflater(flat, chosen)
     for node in graph.node:
         work.inflate(node)
@@ -409,7 +426,7 @@ def inflate(
         ),
         opset_imports=model.opset_import,
         producer_name="actiond_factory",
-        ir_version=min(model.ir_version, 10),
+        ir_version=flat.ir_version,
     )
     onnx.checker.check_model(inflated)
     return inflated

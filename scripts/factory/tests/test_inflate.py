@@ -132,6 +132,30 @@ def test_a_mean_whose_axes_are_an_input_as_newer_opsets_write_it() -> None:
         assert len(rows) == 3 and max(row.difference for row in rows) < 1e-5
 
 
+def test_a_file_of_an_old_opset_with_local_response_normalization() -> None:
+    rng = np.random.default_rng(1)
+    weights = {"w1": (8, 3, 5, 5), "b1": (8,), "w2": (6, 8, 3, 3), "b2": (6,), "fc": (6 * 4 * 4, 5), "bias": (5,)}
+    tensors = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32) / 5, n) for n, s in weights.items()]
+    nodes = [
+        helper.make_node("Pad", ["input"], ["padded"], "padded", pads=[0, 0, 1, 2, 0, 0, 2, 1], mode="constant"),
+        helper.make_node("Conv", ["padded", "w1", "b1"], ["c1"], "c1", strides=[2, 2], kernel_shape=[5, 5]),
+        helper.make_node("LRN", ["c1"], ["lrn"], size=5, alpha=0.5, beta=0.75, bias=1.0),
+        helper.make_node("MaxPool", ["lrn"], ["pool"], "pool", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("Conv", ["pool", "w2", "b2"], ["c2"], "c2", pads=[1, 1, 1, 1], group=1),
+        helper.make_node("Constant", [], ["to"], "to", value=numpy_helper.from_array(np.array([-1, 6 * 4 * 4]))),
+        helper.make_node("Reshape", ["c2", "to"], ["rows"], "rows"),
+        helper.make_node("Gemm", ["rows", "fc", "bias"], ["logits"], "logits"),
+    ]
+    value = helper.make_tensor_value_info
+    inputs = [value("input", 1, [1, 3, 17, 19]), *(value(n, 1, list(s)) for n, s in weights.items())]
+    graph = helper.make_graph(nodes, "old", inputs, [value("logits", 1, [1, 5])], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3)
+    onnx.checker.check_model(model)
+    rows = compare(model, inflate(model, []), frames=17)
+    assert [row.name for row in rows] == [node.output[0] for node in nodes if node.op_type != "Constant"]
+    assert max(row.difference for row in rows) < 1e-5
+
+
 def test_the_check_finds_what_is_not_inflated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = resnet()
     made = inflate(model, [])
