@@ -32,12 +32,12 @@ pub(super) struct Graph {
     pub outputs: Vec<Port>,
     /// What is carried from step to step, as it goes in and as it comes out. A graph that only begins a state takes none.
     pub states_in: Vec<StatePort>,
-    pub states_out: Vec<String>,
+    pub states_out: Vec<StatePort>,
     /// The input's shape for the window, where it is packed.
     packed: Option<Vec<usize>>,
 }
 
-/// A state as it goes in.
+/// A state as it goes in, or as it comes out.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StatePort {
     pub name: String,
@@ -98,9 +98,9 @@ impl Graph {
         let has_value = |name: &str| graph.initializer.iter().any(|t| t.name == name);
         let inputs = graph.input.iter().filter(|v| !has_value(&v.name)).map(port).collect();
         let outputs = graph.output.iter().map(port).collect();
-        let state = |s: &crate::model::State| StatePort {
-            name: s.input.clone(),
-            shape: s.shape.clone(),
+        let state = |name: &String, shape: &Vec<usize>| StatePort {
+            name: name.clone(),
+            shape: shape.clone(),
             element: Element::F32,
         };
         let graph = Graph {
@@ -109,8 +109,8 @@ impl Graph {
             bytes,
             inputs,
             outputs,
-            states_in: stream.state.iter().map(state).collect(),
-            states_out: stream.state.iter().map(|s| s.output.clone()).collect(),
+            states_in: stream.state.iter().map(|s| state(&s.input, &s.shape)).collect(),
+            states_out: stream.state.iter().map(|s| state(&s.output, &s.shape)).collect(),
             packed: None,
         };
         graph.check(stream, model.labels.len()).map_err(|e| e.context(graph.path.display()))?;
@@ -140,11 +140,13 @@ impl Graph {
             .iter()
             .map(|s| Ok(StatePort { name: s.input.clone(), shape: s.shape.clone(), element: element(s)? }));
         let states_in = ports.collect::<Result<Vec<_>>>()?;
-        let states_out: Vec<String> = program.states.iter().map(|s| s.output.clone()).collect();
+        let outputs = program.states.iter().zip(&states_in);
+        let states_out: Vec<StatePort> =
+            outputs.map(|(s, port)| StatePort { name: s.output.clone(), ..port.clone() }).collect();
         let like_this = |what: &str, bytes: Vec<u8>, states_in: Vec<StatePort>| {
             let named = |name: &String| Port { name: name.clone(), dtype: 0, dims: None };
             let all_in = std::iter::once(&stream.input).chain(states_in.iter().map(|s| &s.name));
-            let all_out = std::iter::once(&stream.output).chain(&states_out);
+            let all_out = std::iter::once(&stream.output).chain(states_out.iter().map(|s| &s.name));
             Graph {
                 path: self.path.clone(),
                 // What a provider keeps of a graph it keeps apart for each way it is computed.

@@ -18,12 +18,13 @@ use ort::{
     environment::Environment,
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
     logging::LogLevel,
+    memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
     session::{
         Session,
         builder::{GraphOptimizationLevel, SessionBuilder},
     },
     sys::{OrtApiBase, OrtStatusPtr, OrtValue},
-    value::{DynValue, PrimitiveTensorElementType, Tensor as Values, TensorElementType},
+    value::{DynTensor, DynValue, PrimitiveTensorElementType, Tensor as Values, TensorElementType},
 };
 
 use super::{
@@ -232,7 +233,7 @@ impl Backend for OnnxRuntime {
                 if !provider.wants_fixed_shapes() {
                     open = Some((graph.sha256.clone(), session.clone()));
                 }
-                Loaded::new(session, graph, &stream, frames)
+                Loaded::new(provider, session, graph, &stream, frames)
             };
             Ok(Prepared { precision, graph, build: Box::new(build) })
         })?;
@@ -289,7 +290,11 @@ struct Loaded {
     /// each state.
     input_names: Vec<CString>,
     output_names: Vec<CString>,
-    states: Vec<StatePort>,
+    states_in: Vec<StatePort>,
+    states_out: Vec<StatePort>,
+    /// Where states are kept: on the device that computes them.
+    memory: Allocator,
+    on_device: bool,
     /// Room for a step's pointers, so that a step allocates nothing.
     room: Room,
 }
@@ -324,23 +329,24 @@ impl Drop for Owned {
     }
 }
 
-/// A lane's state: zeros of our own at first, then what the step before gave, never copied.
-pub enum StateValue {
-    Zero(DynValue),
-    Carried(Owned),
-}
-
-impl StateValue {
-    fn ptr(&self) -> *const OrtValue {
-        match self {
-            StateValue::Zero(values) => values.ptr(),
-            StateValue::Carried(value) => value.0.as_ptr(),
-        }
-    }
+/// A lane's state, twice: what the step before gave, and room for what the next one will give. A step swaps the two, so
+/// that states are neither copied nor allocated, and stay on the device that computes them.
+#[derive(Default)]
+pub struct States {
+    now: Vec<DynValue>,
+    spare: Vec<DynValue>,
+    /// What is in `now` are zeros of ours, in the host's memory.
+    zeros: bool,
 }
 
 impl Loaded {
-    fn new(session: Arc<Session>, graph: &Graph, stream: &Stream, frames: usize) -> Result<Self> {
+    fn new(
+        provider: OnnxRuntime,
+        session: Arc<Session>,
+        graph: &Graph,
+        stream: &Stream,
+        frames: usize,
+    ) -> Result<Self> {
         let shape = graph.input_shape(stream, frames);
         let elements = shape.iter().product();
         let input = match stream.dtype {
@@ -352,32 +358,43 @@ impl Loaded {
             let all = std::iter::once(first).chain(rest);
             all.map(|name| CString::new(name.as_str())).collect::<Result<Vec<_>, _>>()
         };
+        let on_device = matches!(provider, OnnxRuntime::TensorRt | OnnxRuntime::Cuda);
+        let memory = match on_device {
+            true => MemoryInfo::new(AllocationDevice::CUDA, 0, AllocatorType::Device, MemoryType::Default)
+                .and_then(|info| Allocator::new(&session, info)),
+            false => Ok(Allocator::default()),
+        };
         let bad_name = |_| Error::model(format!("{}: a name with a zero byte", graph.path.display()));
         Ok(Loaded {
             session,
             input: input.map_err(|e| Error::internal(format!("no input buffer: {e}")))?,
             input_names: c_names(&stream.input, graph.states_in.iter().map(|s| &s.name).collect()).map_err(bad_name)?,
-            output_names: c_names(&stream.output, graph.states_out.iter().collect()).map_err(bad_name)?,
-            states: graph.states_in.clone(),
+            output_names: c_names(&stream.output, graph.states_out.iter().map(|s| &s.name).collect())
+                .map_err(bad_name)?,
+            states_in: graph.states_in.clone(),
+            states_out: graph.states_out.clone(),
+            memory: memory.map_err(|e| Error::internal(format!("no memory on the device: {e}")))?,
+            on_device,
             room: Room::default(),
         })
     }
 }
 
 impl Engine for Loaded {
-    type State = Vec<StateValue>;
+    type State = States;
 
     fn zero(&self) -> Result<Self::State> {
         let zero = |s: &StatePort| {
             let (shape, n) = (s.shape.as_slice(), s.shape.iter().product());
-            Ok(StateValue::Zero(match s.element {
+            Ok(match s.element {
                 Element::F32 => Values::from_array((shape, vec![0f32; n]))?.into_dyn(),
                 Element::I8 => Values::from_array((shape, vec![0i8; n]))?.into_dyn(),
                 Element::U8 => Values::from_array((shape, vec![0u8; n]))?.into_dyn(),
-            }))
+            })
         };
-        let zeros: ort::Result<_> = self.states.iter().map(zero).collect();
-        zeros.map_err(|e| Error::internal(format!("no state: {e}")))
+        let now: ort::Result<_> = self.states_in.iter().map(zero).collect();
+        let now = now.map_err(|e| Error::internal(format!("no state: {e}")))?;
+        Ok(States { now, spare: Vec::new(), zeros: true })
     }
 
     fn run(&mut self, input: &Tensor, state: &mut Self::State, logits: &mut Vec<f32>) -> Result<()> {
@@ -394,15 +411,28 @@ impl Engine for Loaded {
         room.output_names.extend(self.output_names.iter().map(|n| n.as_ptr()));
         room.inputs.clear();
         room.inputs.push(value);
-        if !self.states.is_empty() {
-            room.inputs.extend(state.iter().map(StateValue::ptr));
+        // A graph that only begins a state takes none.
+        room.inputs.extend(state.now.iter().take(self.states_in.len()).map(|v| v.ptr()));
+        if state.spare.len() != self.states_out.len() {
+            let place = |s: &StatePort| {
+                let element = match s.element {
+                    Element::F32 => TensorElementType::Float32,
+                    Element::I8 => TensorElementType::Int8,
+                    Element::U8 => TensorElementType::Uint8,
+                };
+                DynTensor::new(&self.memory, element, s.shape.as_slice()).map(DynTensor::into_dyn)
+            };
+            let spare: ort::Result<_> = self.states_out.iter().map(place).collect();
+            state.spare = spare.map_err(|e| Error::internal(format!("no room for a state: {e}")))?;
         }
         room.outputs.clear();
-        room.outputs.resize(self.output_names.len(), ptr::null_mut());
+        room.outputs.push(ptr::null_mut());
+        room.outputs.extend(state.spare.iter().map(|v| v.ptr().cast_mut()));
 
         // SAFETY: names and values are valid through the call, and as many as their counts say. The session is run by
-        // one thread at a time: its engines belong to one network, which is stepped through `&mut`. A null output asks
-        // ONNX Runtime to allocate it; what it writes there is ours to release.
+        // one thread at a time: its engines belong to one network, which is stepped through `&mut`. The null output, the
+        // logits, asks ONNX Runtime to allocate it; what it writes there is ours to release. The others are tensors of
+        // the outputs' own shapes, which are read by nobody else and are no inputs of this call.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
@@ -416,12 +446,12 @@ impl Engine for Loaded {
             )
         };
         check(status)?;
-        let mut outputs =
-            room.outputs.iter().map(|p| ptr::NonNull::new(*p).map(Owned).ok_or_else(|| Error::internal("no output")));
-        let first = outputs.next().unwrap_or_else(|| Err(Error::internal("no output")))?;
-        state.clear();
-        for output in outputs {
-            state.push(StateValue::Carried(output?));
+        let first = room.outputs.first().and_then(|p| ptr::NonNull::new(*p)).map(Owned);
+        let first = first.ok_or_else(|| Error::internal("no output"))?;
+        std::mem::swap(&mut state.now, &mut state.spare);
+        if std::mem::take(&mut state.zeros) && self.on_device {
+            // Those lie in the host's memory; the next step gets room on the device.
+            state.spare.clear();
         }
         copy_floats(&first, logits)
     }

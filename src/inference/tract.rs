@@ -78,7 +78,7 @@ impl Compiled {
             input: graph.input_index(&stream.input)?,
             logits: graph.output_index(&stream.output)?,
             state_inputs: graph.states_in.iter().map(|s| graph.input_index(&s.name)).collect::<Result<_>>()?,
-            state_outputs: graph.states_out.iter().map(|s| graph.output_index(s)).collect::<Result<_>>()?,
+            state_outputs: graph.states_out.iter().map(|s| graph.output_index(&s.name)).collect::<Result<_>>()?,
             states: graph.states_in.clone(),
         })
     }
