@@ -160,10 +160,18 @@ impl Writer<'_> {
             let next = self.get(id, from + c.fresh, c.base - c.delay)?;
             let name = &dense.tensors[id].name;
             let output = format!("{name}/kept/next");
-            // A name of its own: what is kept may be a part as it is.
-            self.push(node("Identity", vec![next], &output), 0);
             let mut shape = dense.tensors[id].shape.clone();
             shape[dense.tensors[id].axis] = (c.fresh_from() - from) as usize;
+            match channels_last(&dense.tensors[id]) {
+                Some([there, _]) => {
+                    shape = there.iter().map(|&i| shape[i as usize]).collect();
+                    let mut proto = node("Transpose", vec![next], &output);
+                    proto.attribute.push(ints_attribute("perm", there.to_vec()));
+                    self.push(proto, 0);
+                }
+                // A name of its own: what is kept may be a part as it is.
+                None => self.push(node("Identity", vec![next], &output), 0),
+            }
             states.push(State { input: state_name(name), output, shape, dtype: dense.tensors[id].dtype as i32 });
         }
         let input = &dense.tensors[dense.input];
@@ -317,7 +325,7 @@ impl Writer<'_> {
         let need = self.needs.entry(id).or_insert(first);
         *need = (*need).min(first);
         let kept = self.kept.get(&id).copied().unwrap_or(first);
-        let state = Part { from: kept, to: c.fresh_from(), name: state_name(&tensor.name) };
+        let state = Part { from: kept, to: c.fresh_from(), name: self.state(tensor) };
         let mut pieces = self.parts[id].clone();
         pieces.push(state);
         pieces.sort_by_key(|p| p.from);
@@ -350,6 +358,19 @@ impl Writer<'_> {
             return Err(Error::internal(format!("columns {from} to {to} of `{}` are nowhere", tensor.name)));
         }
         Ok(if names.len() == 1 { names.remove(0) } else { self.concat(tensor, names) })
+    }
+
+    /// The value of a state as it comes in.
+    fn state(&mut self, tensor: &Tensor) -> String {
+        let name = state_name(&tensor.name);
+        let Some([_, back]) = channels_last(tensor) else { return name };
+        let turned = format!("{name}/turned");
+        if !self.nodes.iter().any(|n| n.output[0] == turned) {
+            let mut proto = node("Transpose", vec![name], &turned);
+            proto.attribute.push(ints_attribute("perm", back.to_vec()));
+            self.push(proto, 0);
+        }
+        turned
     }
 
     /// Where the graph's input begins: known once everything was asked for, so the graph is written twice.
@@ -425,6 +446,15 @@ impl Writer<'_> {
         }
         name
     }
+}
+
+/// How the axes of a state are turned when it goes out, and when it comes in; None where they stay.
+///
+/// Integers are kept with their channels last, as OpenVINO's convolutions of integers take them: it then neither moves a
+/// byte for the turn nor for its own layout (of I3D's RGB hop, reorders were an eighth).
+fn channels_last(tensor: &Tensor) -> Option<[[i64; 5]; 2]> {
+    let integer = matches!(tensor.dtype, DataType::Int8 | DataType::Uint8);
+    (integer && tensor.shape.len() == 5 && tensor.axis == 2).then_some([[0, 2, 3, 4, 1], [0, 4, 1, 2, 3]])
 }
 
 fn state_name(tensor: &str) -> String {
