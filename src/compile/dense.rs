@@ -143,6 +143,15 @@ pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto> {
 
 pub(super) fn read(mut model: ModelProto, input: &Input) -> Result<Dense> {
     let mut graph = model.graph.take().ok_or_else(|| Error::model("there is no graph in it"))?;
+    // The oldest in which Slice takes its bounds as inputs, and Pad its pads.
+    let opset = model.opset_import.iter().filter(|o| o.domain.is_empty() || o.domain == "ai.onnx").map(|o| o.version);
+    match opset.max() {
+        None => return Err(Error::model("it does not say which opset it is of")),
+        Some(version) if version < 11 => {
+            return Err(Error::model(format!("it is of opset {version}; export it with 11 or a newer one")));
+        }
+        Some(_) => {}
+    }
     prune(&mut graph, &[input.output]);
     constants_to_initializers(&mut graph);
     let mut reader = Reader::new(&graph, input)?;

@@ -12,6 +12,7 @@ use tract_onnx::{
 };
 
 use super::*;
+use crate::error::Kind;
 use onnx::{Attribute, Dim, Graph, Random};
 
 #[path = "../../tests/common/onnx.rs"]
@@ -491,4 +492,176 @@ fn spoiled_first_column(values: &Values, by: f32) -> Values {
         spoiled[c * columns * plane..][..plane].iter_mut().for_each(|v| *v += by);
     }
     Values::from_shape(shape, &spoiled).unwrap()
+}
+
+/// A graph over the window that ends in a mean over time, with `middle` in it.
+fn with_middle(middle: impl FnOnce(&mut Graph, &str) -> String) -> Vec<u8> {
+    let mut graph = Graph::new(5);
+    let dims = [Dim::N(1), Dim::N(CHANNELS as i64), Dim::T("T"), Dim::N(SIDE as i64), Dim::N(SIDE as i64)];
+    let x = graph.input("input", DataType::Float, &dims);
+    let x = graph.convolution(&x, [CHANNELS, 4], [3, 1, 1], &[("auto_pad", Attribute::Text("SAME_UPPER"))]);
+    let x = middle(&mut graph, &x);
+    let axes = [2, 3, 4];
+    let x = graph.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&axes)), ("keepdims", Attribute::Int(0))]);
+    graph.output(&x, "logits", &[Dim::N(1), Dim::N(4)]);
+    graph.bytes()
+}
+
+#[test]
+fn what_has_no_rule_is_refused_by_name_with_what_would_help() {
+    let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        (
+            "all of time in the middle",
+            with_middle(|g, x| {
+                let pooled = g.op("GlobalAveragePool", &[x], &[]);
+                g.op("Mul", &[x, &pooled], &[])
+            }),
+            &["Mul", "the whole window", "mode dense"],
+        ),
+        (
+            "attention over time",
+            with_middle(|g, x| {
+                let turned = g.op("Transpose", &[x], &[("perm", Attribute::Ints(&[0, 1, 4, 3, 2]))]);
+                g.op("MatMul", &[x, &turned], &[])
+            }),
+            &["MatMul"],
+        ),
+        (
+            "an embedding of positions",
+            with_middle(|g, x| {
+                let positions = g.floats(&[1, 1, 16, 1, 1], &[0.5; 16]);
+                g.op("Add", &[x, &positions], &[])
+            }),
+            &["Add", "column to column", "mode dense"],
+        ),
+        (
+            "softmax over time",
+            with_middle(|g, x| g.op("Softmax", &[x], &[("axis", Attribute::Int(2))])),
+            &["Softmax", "mode dense"],
+        ),
+        ("an operator without a rule", with_middle(|g, x| g.op("NonZero", &[x], &[])), &["NonZero", "no rule"]),
+        (
+            "time joined to time",
+            with_middle(|g, x| g.op("Concat", &[x, x], &[("axis", Attribute::Int(2))])),
+            &["Concat", "time"],
+        ),
+        (
+            "a circle",
+            with_middle(|g, x| {
+                g.op_into("Add", &[x, "later"], &["sooner"], &[]);
+                g.op_into("Relu", &["sooner"], &["later"], &[]);
+                "later".into()
+            }),
+            &["later", "circle"],
+        ),
+    ];
+    for (what, bytes, words) in cases {
+        for mode in [Mode::Window, Mode::Carried, Mode::Continuous] {
+            let e = compile(&request(&bytes, 16, mode, 4, None)).expect_err(what);
+            let text = e.to_string();
+            assert_eq!(e.kind(), Kind::Model, "{what}: {text}");
+            assert!(words.iter().all(|w| text.contains(w)), "{what}: {text}");
+        }
+    }
+    // A graph that still has a time axis at its end.
+    let by_column = network(3, false, true);
+    let e = compile(&request(&by_column.bytes, 32, Mode::Window, 8, None)).unwrap_err().to_string();
+    assert!(e.contains("`logits` still has a time axis"), "{e}");
+    // Names that are not there.
+    let plain = network(3, false, false);
+    let unknown = Request { input: "picture", ..request(&plain.bytes, 32, Mode::Window, 8, None) };
+    assert!(compile(&unknown).unwrap_err().to_string().contains("no input `picture`"));
+    let unknown = Request { output: "scores", ..request(&plain.bytes, 32, Mode::Window, 8, None) };
+    assert!(compile(&unknown).is_err());
+}
+
+/// Every byte of a small graph changed, and cut off everywhere: a sentence or a program, never a panic, and never more
+/// memory or time than a graph takes.
+#[test]
+fn a_damaged_graph_is_a_sentence() {
+    let good = network(8, false, false).bytes;
+    let mut random = Random(11);
+    let mut refused = 0;
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] = random.bits() as u8;
+        refused += usize::from(compile(&request(&bytes, 32, Mode::Carried, 8, None)).is_err());
+    }
+    for length in (0..good.len()).step_by(7) {
+        assert!(compile(&request(&good[..length], 32, Mode::Window, 8, None)).is_err(), "{length}");
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+/// C3D's and ResNet's shapes: weights over all of time behind a flattening, shortcuts with a stride and no reach.
+#[test]
+fn networks_of_other_families_go_through_the_same_rules() {
+    // C3D-like: pools with strides, then fully connected over what is left of time.
+    let mut g = Graph::new(21);
+    let side = SIDE as i64;
+    let x = g.input("input", DataType::Float, &[Dim::N(1), Dim::N(2), Dim::N(16), Dim::N(side), Dim::N(side)]);
+    let mut x = x;
+    let mut c = 2;
+    for (out, stride) in [(4, 2), (4, 2), (6, 2)] {
+        let y = g.convolution(&x, [c, out], [3, 3, 3], &[("pads", Attribute::Ints(&[1; 6]))]);
+        let y = g.relu(&y);
+        x = g.op(
+            "MaxPool",
+            &[&y],
+            &[("kernel_shape", Attribute::Ints(&[stride, 1, 1])), ("strides", Attribute::Ints(&[stride, 1, 1]))],
+        );
+        c = out;
+    }
+    let flat = g.op("Flatten", &[&x], &[]);
+    let weights = g.weights(&[3, 6 * 2 * SIDE * SIDE]);
+    let bias = g.floats(&[3], &[0.1, 0.2, 0.3]);
+    let y = g.op("Gemm", &[&flat, &weights, &bias], &[("transB", Attribute::Int(1))]);
+    g.output(&y, "logits", &[Dim::N(1), Dim::N(3)]);
+    let c3d = g.bytes();
+
+    // ResNet-like: a shortcut that is a convolution of 1 with a stride of 2.
+    let mut g = Graph::new(22);
+    let x = g.input("input", DataType::Float, &[Dim::N(1), Dim::N(2), Dim::N(16), Dim::N(side), Dim::N(side)]);
+    let stem = g.convolution(&x, [2, 4], [3, 3, 3], &[("pads", Attribute::Ints(&[1; 6]))]);
+    let mut x = g.relu(&stem);
+    for _ in 0..2 {
+        let strides = [2, 1, 1];
+        let a = g.convolution(
+            &x,
+            [4, 4],
+            [3, 3, 3],
+            &[("pads", Attribute::Ints(&[1; 6])), ("strides", Attribute::Ints(&strides))],
+        );
+        let a = g.relu(&a);
+        let b = g.convolution(&a, [4, 4], [3, 3, 3], &[("pads", Attribute::Ints(&[1; 6]))]);
+        let short = g.convolution(&x, [4, 4], [1, 1, 1], &[("strides", Attribute::Ints(&strides))]);
+        let sum = g.op("Add", &[&b, &short], &[]);
+        x = g.relu(&sum);
+    }
+    let pooled = g.op("GlobalAveragePool", &[&x], &[]);
+    let flat = g.op("Flatten", &[&pooled], &[]);
+    let weights = g.weights(&[3, 4]);
+    let y = g.op("Gemm", &[&flat, &weights], &[("transB", Attribute::Int(1))]);
+    g.output(&y, "logits", &[Dim::N(1), Dim::N(3)]);
+    let resnet = g.bytes();
+
+    for (name, bytes, hop) in [("c3d", c3d, 8), ("resnet", resnet, 4)] {
+        let video = Video::new(31, 16 + 4 * hop);
+        let program = compile(&request(&bytes, 16, Mode::Window, hop, None)).unwrap();
+        let mut live = Live::new(program, 16, f32::NAN);
+        for (n, end) in (16..=video.frames.len()).step_by(hop).enumerate() {
+            let scores = live.step(&video, end, n == 0);
+            assert_close(&scores, &floats(&dense(&bytes, &video, end - 16, end)), &format!("{name} at {end}"));
+        }
+        let carried = compile(&request(&bytes, 16, Mode::Carried, hop, None)).unwrap();
+        let frames = (carried.warm_after.max(16) + hop).next_multiple_of(hop);
+        let video = Video::new(32, frames);
+        let plain = reference(&request(&bytes, 16, Mode::Carried, hop, None), &carried, frames).unwrap();
+        let mut live = Live::new(carried, 16, f32::NAN);
+        let mut scores = Vec::new();
+        for end in (hop..=frames).step_by(hop) {
+            scores = live.step(&video, end, false);
+        }
+        assert_close(&scores, &floats(&dense(&plain, &video, 0, frames)), name);
+    }
 }
