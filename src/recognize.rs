@@ -270,7 +270,7 @@ impl<'a> Recognizer<'a> {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
         match told {
             Move::Begun(relief) => log::warn!("this machine cannot keep up with its cameras: {relief}"),
-            Move::Changed(relief) => log::info!("still more than this machine can do at full: {relief}"),
+            Move::Changed(relief) => log::info!("to keep up with its cameras, this machine now leaves out otherwise: {relief}"),
             Move::Over(after) => log::warn!("this machine keeps up again, after {:.0} s", after.as_secs_f32()),
         }
     }
@@ -352,7 +352,9 @@ impl<'a> Recognizer<'a> {
         let result = match step {
             None => Ok(()),
             Some(Step::Gap { lost }) => {
-                log::warn!("camera {}: {lost} frames are in no hop", self.lanes[lane].camera.id);
+                // Where the machine cannot keep up, that is said already, and the sum is told at the end.
+                let level = if relief == Relief::NONE { log::Level::Warn } else { log::Level::Debug };
+                log::log!(level, "camera {}: {lost} frames are in no hop", self.lanes[lane].camera.id);
                 self.lanes[lane].degraded = true;
                 self.gap(lane, lost);
                 Ok(())
