@@ -50,7 +50,7 @@ impl fmt::Display for Relief {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let mut parts: Vec<String> = Vec::new();
         if self.doubled {
-            parts.push("every second hop is left out".into());
+            parts.push("the hop is doubled".into());
         }
         if self.one_less {
             parts.push("the weaker stream is left out".into());

@@ -186,6 +186,53 @@ fn every_camera_has_states_of_its_own() {
     }
 }
 
+/// A camera whose hops are run in twos for a while, and whose weaker stream is left out, goes on with the same states.
+#[test]
+fn a_state_goes_on_in_the_network_of_a_doubled_hop() {
+    let model = shipped();
+    let video = Video::new(&model, 14 * HOP, 4);
+    for backend in usable() {
+        let mut single = load(&model, backend, Precision::F32, Mode::Carried);
+        let expected = video.scores(&model, single.as_mut(), HOP);
+        single.reset(Lane(0));
+        let options = LoadOptions {
+            precision: Some(Precision::F32),
+            mode: Mode::Carried,
+            hop: 2 * HOP,
+            ..LoadOptions::default()
+        };
+        let mut double = inference::load_with(&model, &[backend.into()], &options).unwrap().0;
+        let (mut end, mut before) = (0, 1);
+        for hops in [1, 1, 1, 2, 2, 1, 2, 1, 1, 2] {
+            end += hops * HOP;
+            if hops != before {
+                let (from, to) = if hops == 2 { (&mut single, &mut double) } else { (&mut double, &mut single) };
+                let state = from.take_state(Lane(0)).expect("a state");
+                assert!(from.take_state(Lane(0)).is_none());
+                assert!(to.put_state(Lane(0), state).is_ok());
+                before = hops;
+            }
+            let network = if hops == 2 { double.as_mut() } else { single.as_mut() };
+            let hop = video.hop(&model, network, end, true);
+            let logits = network.step(Lane(0), &hop).unwrap().logits.clone();
+            let difference = far(&[logits], &expected[end / HOP - 1..end / HOP]);
+            assert!(difference < 1e-4, "{backend}, {end}: {difference}");
+        }
+        // A stream that is left out gives nothing and does not touch the other.
+        let mut hop = video.hop(&model, double.as_ref(), 14 * HOP, true);
+        hop.frames[0] = 0;
+        let logits = double.step(Lane(1), &hop).unwrap().logits.clone();
+        hop.frames[0] = double.frames(0);
+        let whole = double.step(Lane(2), &hop).unwrap().logits.clone();
+        assert!(logits[0].is_empty() && logits[1] == whole[1], "{backend}");
+        // States of another mode are not taken for these.
+        let mut other = load(&model, backend, Precision::F32, Mode::Window);
+        other.step(Lane(0), &video.hop(&model, other.as_ref(), 64, false)).unwrap();
+        let state = other.take_state(Lane(0)).expect("a state");
+        assert!(double.put_state(Lane(0), state).is_err(), "{backend}");
+    }
+}
+
 /// What can't be had is refused with what would help.
 #[test]
 fn a_hop_that_does_not_fit_names_the_next_that_does() {

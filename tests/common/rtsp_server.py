@@ -1,10 +1,10 @@
 """A real RTSP server on loopback, for tests/sources.rs and tests of the whole daemon.
 
-    /usr/bin/python3 rtsp_server.py [--port N] [--user NAME --password WORD] [CLIP.mp4]
+    /usr/bin/python3 rtsp_server.py [--port N] [--user NAME --password WORD] [--clients FILE] [CLIP.mp4]
 
 Serves /live (a moving test picture, VP8, for ever, with sound), /sound (only sound) and /clip (the H.264 of CLIP.mp4,
 from its beginning for each client, then the end). Prints `ready PORT` when it listens; ends when its stdin closes, so
-that it never outlives the test that started it.
+that it never outlives the test that started it. FILE gets a line for each client that connects.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main():
     parser.add_argument("--port", default="0")
     parser.add_argument("--user")
     parser.add_argument("--password", default="")
+    parser.add_argument("--clients")
     parser.add_argument("clip", nargs="?")
     args = parser.parse_args()
 
@@ -58,6 +59,14 @@ def main():
             permissions.add_permission_for_role("user", "media.factory.construct", True)
             factory.set_permissions(permissions)
         server.get_mount_points().add_factory(path, factory)
+
+    if args.clients:
+
+        def connected(_server, client):
+            with open(args.clients, "a") as file:
+                print(client.get_connection().get_ip(), file=file)
+
+        server.connect("client-connected", connected)
 
     if server.attach(None) == 0:
         sys.exit(f"port {args.port} is taken")
