@@ -270,7 +270,9 @@ impl<'a> Recognizer<'a> {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
         match told {
             Move::Begun(relief) => log::warn!("this machine cannot keep up with its cameras: {relief}"),
-            Move::Changed(relief) => log::info!("to keep up with its cameras, this machine now leaves out otherwise: {relief}"),
+            Move::Changed(relief) => {
+                log::info!("to keep up with its cameras, this machine now leaves out otherwise: {relief}")
+            }
             Move::Over(after) => log::warn!("this machine keeps up again, after {:.0} s", after.as_secs_f32()),
         }
     }
@@ -642,6 +644,10 @@ mod tests {
 
         fn reset(&mut self, lane: Lane) {
             self.lanes.retain(|l| *l != lane);
+        }
+
+        fn packed(&self, _: usize) -> Option<crate::compile::Packed> {
+            None
         }
 
         fn precision(&self) -> &[Precision] {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{run, say, say_json};
 use crate::{
     camera::{Camera, Feed},
-    clip,
+    clip, compile,
     config::{self, DEFAULT_HOP, Mode},
     decide::{self, Decider, HopScores},
     error::{Error, Kind, Result},
@@ -22,7 +22,7 @@ use crate::{
     inference::{self, Hop, Lane, LoadOptions, Network, Progress},
     input,
     intake::{Intake, Output},
-    model::{Decision, Model},
+    model::{Decision, Model, Precision},
     recognize::{Identity, Recognizer, Sink},
     ring::{Bell, Ring, Step},
     scale::{self, Region},
@@ -74,6 +74,14 @@ struct Report {
     /// Input tensors, streams and decision of one hop.
     hop_ms: Percentiles,
     hops_per_s: f64,
+    /// Multiply-adds of a hop and of a dense window, all streams, in thousands of millions, read from the graphs; null
+    /// where the compiler can't read one.
+    gmac_per_hop: Option<f64>,
+    gmac_dense: Option<f64>,
+    /// Multiply-adds a second while the streams run.
+    gmac_per_s: Option<f64>,
+    /// What one camera's states take.
+    state_mb: f64,
     /// Null where the live part was left out.
     cameras_sustained: Option<usize>,
     /// Of one camera with its network; the live part comes after.
@@ -136,9 +144,15 @@ pub fn run(args: &Args) -> Result<()> {
     let mut times = stages(&model, network.as_mut(), &args.source, hop, Duration::from_secs(args.seconds))?;
     let hops_per_s = times.hop.len() as f64 / times.hop.iter().sum::<Duration>().as_secs_f64();
     let peak_rss_mb = peak_rss_mb();
+    let reach = network.reach();
+    let macs_dense = gmac_dense(&model, network.precision(), hop);
+    let gmac = |macs: u64| (macs > 0).then_some(macs as f64 / 1e9);
+    let gmac_per_hop = if args.mode == Mode::Dense { macs_dense } else { gmac(reach.macs) };
     drop(network);
     times.decode = decode(&args.source)?;
 
+    let of_streams = times.inference.iter().flatten().sum::<Duration>().as_secs_f64();
+    let inference_s = of_streams / times.hop.len().max(1) as f64;
     let per_camera = load(&times, hop);
     let cameras_sustained = match args.no_live {
         true => None,
@@ -164,6 +178,10 @@ pub fn run(args: &Args) -> Result<()> {
         },
         hop_ms: Percentiles::of(times.hop),
         hops_per_s,
+        gmac_per_hop,
+        gmac_dense: macs_dense,
+        gmac_per_s: gmac_per_hop.map(|g| g / inference_s),
+        state_mb: reach.state_bytes as f64 / 1e6,
         cameras_sustained,
         peak_rss_mb,
     };
@@ -171,6 +189,17 @@ pub fn run(args: &Args) -> Result<()> {
         return say_json(&report);
     }
     say(&table(&report, &names))
+}
+
+/// Multiply-adds of a dense window of all streams, in thousands of millions.
+fn gmac_dense(model: &Model, precisions: &[Precision], hop: usize) -> Option<f64> {
+    let streams = model.manifest.streams.iter().zip(precisions);
+    let macs = streams.map(|(stream, &precision)| {
+        let bytes = model.read(stream.file(&[precision])?).ok()?;
+        let request = inference::request(&bytes, stream, Mode::Window, hop, None).ok()?;
+        compile::macs(&request).ok()
+    });
+    macs.sum::<Option<u64>>().map(|macs| macs as f64 / 1e9)
 }
 
 /// Plays the clip over and over through the parts that a camera and the recognizer are made of, on one thread.
@@ -393,6 +422,15 @@ fn table(report: &Report, streams: &[&str]) -> String {
     row("decide", &report.stages.decide);
     row("whole hop", &report.hop_ms);
     lines.push(format!("\n  {:.1} hops/s", report.hops_per_s));
+    if let (Some(hop), Some(dense), Some(rate)) = (report.gmac_per_hop, report.gmac_dense, report.gmac_per_s) {
+        lines.push(format!(
+            "  {hop:.3} GMAC a hop, {:.2} times less than a dense window's {dense:.3}; {rate:.0} GMAC/s",
+            dense / hop
+        ));
+    }
+    if report.state_mb > 0.0 {
+        lines.push(format!("  {:.2} MB of states a camera", report.state_mb));
+    }
     if let Some(cameras) = report.cameras_sustained {
         lines.push(format!("  {cameras} cameras sustained live"));
     }

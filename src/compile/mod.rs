@@ -112,6 +112,13 @@ pub struct Packed {
     pub block: [usize; 2],
 }
 
+/// Multiply-adds of the dense window.
+///
+/// Errors: as [`compile`].
+pub fn macs(request: &Request) -> Result<u64> {
+    Ok(dense::read(dense::decode(request.graph)?, &request.input())?.macs())
+}
+
 /// A tensor that a hop gives to the next.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {

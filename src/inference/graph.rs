@@ -81,6 +81,10 @@ impl Graph {
     /// Reads one of the stream's files and checks it against the manifest.
     pub fn read(model: &Model, stream: &Stream, file: &File) -> Result<Self> {
         let path = model.folder.join(&file.path);
+        // A protobuf ends at 2 GiB, whatever lies behind.
+        if std::fs::metadata(&path).is_ok_and(|m| m.len() > i32::MAX as u64) {
+            return Err(Error::model(format!("{} is larger than 2 GiB, which no ONNX file is", path.display())));
+        }
         let bytes = model.read(file)?;
         let damaged = |what: String| {
             Error::model(format!("{} is not an ONNX file: {what}; install the model again", path.display()))
