@@ -326,6 +326,36 @@ mod tests {
     }
 
     #[test]
+    fn packed_values_are_those_that_the_graph_would_round_to() {
+        let scale = 1.0 / 100.0;
+        for (kind, block) in [("rgb", [2, 1]), ("flow", [1, 3]), ("rgb+flow", [2, 3])] {
+            let s = stream(&format!("kind = '{kind}'\nframes = 3\nlayout = 'NCTHW'\nbound = 2.0"));
+            let frames = frames(5);
+            let mut plain = Tensor::F32(Vec::new());
+            fill(&s, 0, None, 3, 5, |i| &frames[i], &mut plain);
+            let Tensor::F32(plain) = plain else { panic!() };
+            let packed = Packed { scale, block };
+            let mut direct = Tensor::I8(Vec::new());
+            fill(&s, 0, Some(packed), 3, 5, |i| &frames[i], &mut direct);
+            assert_eq!(direct, pack(&plain, packed, &s, 3), "{kind}");
+            let Tensor::I8(direct) = direct else { panic!() };
+            // Where `Packed` says that a value lies.
+            let channels = s.channels();
+            for c in 0..channels {
+                for t in 0..3 {
+                    for (y, x) in (0..H).flat_map(|y| (0..W).map(move |x| (y, x))) {
+                        let channel = ((y % block[0]) * block[1] + x % block[1]) * channels + c;
+                        let (h, w) = (H / block[0], W / block[1]);
+                        let at = ((channel * 3 + t) * h + y / block[0]) * w + x / block[1];
+                        let value = plain[((c * 3 + t) * H + y) * W + x];
+                        assert_eq!(f32::from(direct[at]), (value / scale).round_ties_even().clamp(-128.0, 127.0));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn before_the_first_frame_is_the_first_frame() {
         let s = stream("kind = 'rgb'\nframes = 4\nlayout = 'NTHWC'\nrange = [0.0, 255.0]");
         let first: Vec<f32> = filled(&s, 4, 2).chunks(W * H * 3).map(|f| f[0]).collect();

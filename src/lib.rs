@@ -28,6 +28,7 @@
 //! | [`intake`] | pictures in, frames out: [`cadence`], [`scale`], [`flow`] |
 //! | [`ring`] | the rolling 64-frame window, its hops and its gaps |
 //! | [`model`] | the manifest: what a model is, with no code per architecture |
+//! | [`compile`] | the window compiler: a dense graph becomes one that computes only what a hop brings |
 //! | [`inference`] | ONNX Runtime's providers, and tract |
 //! | [`recognize`] | the loop over hops |
 //! | [`load`] | what is left out when the machine cannot keep up: pure |

@@ -396,6 +396,28 @@ mod tests {
     }
 
     #[test]
+    fn where_states_are_carried_a_hop_is_shown_its_own_frames_from_the_first_on() {
+        let ring = Ring::new(Pace::Recorded, Rhythm { window: 14, hop: 8, carried: true }, Arc::new(Bell::default()));
+        push(&ring, 0..7);
+        assert!(drain(&ring).is_empty());
+        push(&ring, 7..29);
+        let steps = drain(&ring);
+        assert_eq!(hops(&steps), [(0, 7), (2, 15), (10, 23)]);
+        // Fewer than 14 before there are more, and none twice.
+        assert_eq!(steps[0].1, (0..8).collect::<Vec<u8>>());
+        assert_eq!(steps[2].1, (10..24).collect::<Vec<u8>>());
+        // The first hop behind a cut has no frame from before it.
+        ring.cut(10);
+        push(&ring, 39..48);
+        let steps = drain(&ring);
+        assert!(matches!(steps[0].0, Step::Gap { .. }), "{steps:?}");
+        assert_eq!(hops(&steps), [(39, 46)]);
+        // What is no whole hop is in none.
+        ring.close();
+        assert!(drain(&ring).is_empty());
+    }
+
+    #[test]
     fn a_recording_waits_and_loses_nothing() {
         let ring = Arc::new(ring(Pace::Recorded, 64, 8));
         let pusher = thread::spawn({

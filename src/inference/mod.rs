@@ -333,3 +333,41 @@ fn file<'s>(stream: &'s Stream, preferred: &[Precision], options: &LoadOptions) 
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_follows_the_one_before_it_and_nothing_else() {
+        let mut progress = Progress::default();
+        assert!(!progress.hop(63, 8));
+        assert!(progress.hop(71, 8));
+        // A recording's last frames, fewer than a hop.
+        assert!(!progress.hop(74, 8));
+        progress.cut();
+        assert!(!progress.hop(82, 8));
+    }
+
+    #[test]
+    fn scores_warm_up_behind_a_cut_and_are_none_before_a_window_has_come() {
+        let reach = Reach { carried: true, warm_after: 108, ..Reach::default() };
+        let mut progress = Progress::default();
+        let mut told = Vec::new();
+        for n in 1..=16u64 {
+            if n == 15 {
+                progress.cut();
+            }
+            progress.hop(n * 8 - 1, 8);
+            told.push((progress.is_cold(&reach, 64), progress.is_warming(&reach)));
+        }
+        assert!(told[..7].iter().all(|t| *t == (true, true)));
+        assert!(told[7..13].iter().all(|t| *t == (false, true)));
+        assert_eq!(told[13], (false, false));
+        // States are there still, and the cut is in their reach.
+        assert_eq!(told[14..], [(false, true), (false, true)]);
+        // A score of one window has nothing to warm.
+        let dense = Reach::default();
+        assert!(!Progress::default().is_warming(&dense) && !Progress::default().is_cold(&dense, 64));
+    }
+}
