@@ -207,7 +207,7 @@ impl<'a> Recognizer<'a> {
     /// Works until every camera has ended, or until shutdown; what is open then is closed.
     pub fn run(&mut self, bell: &Bell, shutdown: &Shutdown, sink: &mut dyn Sink) -> Result<()> {
         let began = Instant::now();
-        let (model, backends) = (self.model, self.backends);
+        let model = self.model;
         thread::scope(|scope| {
             let mut loaded: Option<Receiver<Result<Box<dyn Network>>>> = None;
             while self.lanes.iter().any(|l| !l.ended) && !shutdown.is_set() {
@@ -232,8 +232,8 @@ impl<'a> Recognizer<'a> {
                     self.doubled = Doubled::Loading;
                     let (tell, told) = mpsc::channel();
                     let options = LoadOptions { hop: 2 * self.identity.hop, ..options(&self.identity) };
+                    // The same one: states go from one to the other.
                     let order = [self.backend.to_owned()];
-                    let order = if backends.is_empty() { order.to_vec() } else { backends.to_vec() };
                     scope.spawn(move || tell.send(inference::load_with(model, &order, &options).map(|(n, _)| n)));
                     loaded = Some(told);
                 }
@@ -270,9 +270,7 @@ impl<'a> Recognizer<'a> {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
         match told {
             Move::Begun(relief) => log::warn!("this machine cannot keep up with its cameras: {relief}"),
-            Move::Changed(relief) => {
-                log::info!("to keep up with its cameras, this machine now leaves out otherwise: {relief}")
-            }
+            Move::Changed(relief) => log::info!("to keep up with its cameras: {relief}"),
             Move::Over(after) => log::warn!("this machine keeps up again, after {:.0} s", after.as_secs_f32()),
         }
     }
@@ -589,6 +587,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        compile::Packed,
         config::Camera as Config,
         frame::{Frame, View},
         inference::Scores,
@@ -646,10 +645,6 @@ mod tests {
             self.lanes.retain(|l| *l != lane);
         }
 
-        fn packed(&self, _: usize) -> Option<crate::compile::Packed> {
-            None
-        }
-
         fn precision(&self) -> &[Precision] {
             &[Precision::F32]
         }
@@ -663,6 +658,10 @@ mod tests {
         }
 
         fn cut(&mut self, _: Lane) {}
+
+        fn packed(&self, _: usize) -> Option<Packed> {
+            None
+        }
 
         fn frames(&self, _: usize) -> usize {
             self.frames

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -386,7 +386,8 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
     run::watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut Nowhere, || {})?;
     // Joined after the shutdown that it waits for.
     let _ = timer.join();
-    let mut all = true;
+    let standing = *recognizer.standing().lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = standing.times == 0;
     for (camera, tally) in handles.iter().zip(recognizer.tally()) {
         let (counts, failed) = camera.status(|s| (s.counts, s.failed.take()));
         if let Some(e) = failed {
