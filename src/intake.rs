@@ -11,7 +11,9 @@ use crate::{
         cpu::{CpuFlow, average_down},
     },
     frame::{Frame, Picture, View},
+    ring::WINDOW,
     scale::{Region, Scaled, Scaler, ViewSpec},
+    still::{Look, Stillness},
 };
 
 /// What comes out.
@@ -52,6 +54,8 @@ pub struct Intake {
     specs: Vec<ViewSpec>,
     /// One estimator and its output for each view that has flow.
     flow: Vec<Option<(CpuFlow, Vec<f32>)>>,
+    /// One for each view where still pictures are to be told; none where not.
+    still: Vec<Stillness>,
     before: Vec<Scaled>,
     now: Vec<Scaled>,
     frame: Frame,
@@ -75,13 +79,24 @@ impl Intake {
             scaler: Scaler::new(specs.to_vec(), region),
             specs: specs.to_vec(),
             flow,
+            still: Vec::new(),
             before: Vec::new(),
             now: Vec::new(),
-            frame: Frame { number: 0, views: vec![View::default(); specs.len()] },
+            frame: Frame { number: 0, still: 0, views: vec![View::default(); specs.len()] },
             away: 0,
             counts: Counts::default(),
             spent: Spent::default(),
         })
+    }
+
+    /// Frames tell for how long nothing has moved, and once that is a window's length no flow is estimated: it is zero.
+    pub fn telling_still(mut self, on: bool) -> Self {
+        let watch = |spec: &ViewSpec| {
+            // A view without flow has no luma: its colours side by side show as well what moves.
+            Stillness::new(spec.luma_size().unwrap_or([spec.size[0] * 3, spec.size[1]]))
+        };
+        self.still = if on { self.specs.iter().map(watch).collect() } else { Vec::new() };
+        self
     }
 
     pub fn spent(&self) -> Spent {
@@ -119,19 +134,29 @@ impl Intake {
                 if self.counts.frames > 0 {
                     emit(Output::Cut { lost });
                 }
+                for (still, now) in self.still.iter_mut().zip(&self.now) {
+                    still.begin(seen(now));
+                }
+                self.frame.still = 0;
                 self.fill(false, 0.0);
                 emit(Output::Frame(&mut self.frame));
                 self.counts.frames += 1;
             }
             Admission::Ticks { ticks, repeats, scale } => {
                 let began = Instant::now();
+                let look = self.look(ticks);
+                let rests = look.still >= WINDOW as u64 && !look.changed;
+                let scale = if rests { 0.0 } else { scale };
                 for ((flow, before), now) in self.flow.iter_mut().zip(&self.before).zip(&self.now) {
-                    if let Some((estimator, out)) = flow {
+                    if let Some((estimator, out)) = flow
+                        && !rests
+                    {
                         estimator.step(&before.luma, &now.luma, out)?;
                     }
                 }
                 self.spent.flow = began.elapsed();
                 for tick in 0..ticks {
+                    self.frame.still = look.still.saturating_sub(ticks - 1 - tick);
                     self.fill(tick < repeats, scale);
                     emit(Output::Frame(&mut self.frame));
                 }
@@ -140,6 +165,15 @@ impl Intake {
             }
         }
         Ok(())
+    }
+
+    /// What all views together show of the picture now beside the one before.
+    fn look(&mut self, ticks: u64) -> Look {
+        let views = self.still.iter_mut().zip(&self.before).zip(&self.now);
+        let looks = views.map(|((still, before), now)| still.look(seen(before), seen(now), ticks));
+        looks
+            .reduce(|a, b| Look { still: a.still.min(b.still), changed: a.changed || b.changed })
+            .unwrap_or(Look { still: 0, changed: true })
     }
 
     /// Writes the staging frame: the picture now or the one before, and the last flow times `scale` (0: none).
@@ -159,6 +193,11 @@ impl Intake {
             }
         }
     }
+}
+
+/// What of a view shows whether something moves.
+fn seen(scaled: &Scaled) -> &[u8] {
+    if scaled.luma.is_empty() { &scaled.rgb } else { &scaled.luma }
 }
 
 #[cfg(test)]
