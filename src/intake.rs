@@ -12,7 +12,7 @@ use crate::{
     },
     frame::{Frame, Picture, View},
     ring::WINDOW,
-    scale::{Region, Scaled, Scaler, ViewSpec},
+    scale::{GLANCE, Region, Scaled, Scaler, ViewSpec},
     still::{Look, Stillness},
 };
 
@@ -47,6 +47,18 @@ pub struct Spent {
     pub flow: Duration,
 }
 
+/// While nothing moves a picture is scaled once in so many frames: they are all alike, but for the light.
+const REFRESH: u64 = 25;
+
+/// What tells still pictures, and the glances of the last two.
+struct Glances {
+    stillness: Stillness,
+    before: Vec<u8>,
+    now: Vec<u8>,
+    /// Frames since a picture was scaled.
+    unscaled: u64,
+}
+
 /// Rate, scaling and flow of one camera.
 pub struct Intake {
     cadence: Cadence,
@@ -54,8 +66,8 @@ pub struct Intake {
     specs: Vec<ViewSpec>,
     /// One estimator and its output for each view that has flow.
     flow: Vec<Option<(CpuFlow, Vec<f32>)>>,
-    /// One for each view where still pictures are to be told; none where not.
-    still: Vec<Stillness>,
+    /// Where still pictures are to be told.
+    still: Option<Glances>,
     before: Vec<Scaled>,
     now: Vec<Scaled>,
     frame: Frame,
@@ -79,7 +91,7 @@ impl Intake {
             scaler: Scaler::new(specs.to_vec(), region),
             specs: specs.to_vec(),
             flow,
-            still: Vec::new(),
+            still: None,
             before: Vec::new(),
             now: Vec::new(),
             frame: Frame { number: 0, still: 0, views: vec![View::default(); specs.len()] },
@@ -89,13 +101,11 @@ impl Intake {
         })
     }
 
-    /// Frames tell for how long nothing has moved, and once that is a window's length no flow is estimated: it is zero.
+    /// Frames tell for how long nothing has moved. Once that is a window's length their flow is zero and estimated no more,
+    /// and they show the same picture for a while.
     pub fn telling_still(mut self, on: bool) -> Self {
-        let watch = |spec: &ViewSpec| {
-            // A view without flow has no luma: its colours side by side show as well what moves.
-            Stillness::new(spec.luma_size().unwrap_or([spec.size[0] * 3, spec.size[1]]))
-        };
-        self.still = if on { self.specs.iter().map(watch).collect() } else { Vec::new() };
+        let (before, now) = (Vec::new(), Vec::new());
+        self.still = on.then(|| Glances { stillness: Stillness::new(GLANCE), before, now, unscaled: 0 });
         self
     }
 
@@ -123,9 +133,13 @@ impl Intake {
             self.counts.dropped_to_rate += 1;
             return Ok(());
         }
-        std::mem::swap(&mut self.before, &mut self.now);
         let began = Instant::now();
-        self.scaler.scale(picture, &mut self.now)?;
+        let (look, scaled) = self.look(picture, admission)?;
+        let rests = look.still >= WINDOW as u64 && !look.changed;
+        if scaled {
+            std::mem::swap(&mut self.before, &mut self.now);
+            self.scaler.scale(picture, &mut self.now)?;
+        }
         self.spent = Spent { scale: began.elapsed(), flow: Duration::ZERO };
         match admission {
             Admission::Drop => {}
@@ -134,9 +148,6 @@ impl Intake {
                 if self.counts.frames > 0 {
                     emit(Output::Cut { lost });
                 }
-                for (still, now) in self.still.iter_mut().zip(&self.now) {
-                    still.begin(seen(now));
-                }
                 self.frame.still = 0;
                 self.fill(false, 0.0);
                 emit(Output::Frame(&mut self.frame));
@@ -144,9 +155,7 @@ impl Intake {
             }
             Admission::Ticks { ticks, repeats, scale } => {
                 let began = Instant::now();
-                let look = self.look(ticks);
-                let rests = look.still >= WINDOW as u64 && !look.changed;
-                let scale = if rests { 0.0 } else { scale };
+                let (scale, repeats) = if rests { (0.0, 0) } else { (scale, repeats) };
                 for ((flow, before), now) in self.flow.iter_mut().zip(&self.before).zip(&self.now) {
                     if let Some((estimator, out)) = flow
                         && !rests
@@ -167,13 +176,27 @@ impl Intake {
         Ok(())
     }
 
-    /// What all views together show of the picture now beside the one before.
-    fn look(&mut self, ticks: u64) -> Look {
-        let views = self.still.iter_mut().zip(&self.before).zip(&self.now);
-        let looks = views.map(|((still, before), now)| still.look(seen(before), seen(now), ticks));
-        looks
-            .reduce(|a, b| Look { still: a.still.min(b.still), changed: a.changed || b.changed })
-            .unwrap_or(Look { still: 0, changed: true })
+    /// What the picture shows beside the one before, and whether it is to be scaled: a picture like the last one that was
+    /// needs not be.
+    fn look(&mut self, picture: &Picture, admission: Admission) -> Result<(Look, bool)> {
+        let moves = Look { still: 0, changed: true };
+        let Some(Glances { stillness, before, now, unscaled }) = &mut self.still else {
+            return Ok((moves, true));
+        };
+        std::mem::swap(before, now);
+        self.scaler.glance(picture, now)?;
+        let Admission::Ticks { ticks, .. } = admission else {
+            stillness.begin(now);
+            *unscaled = 0;
+            return Ok((moves, true));
+        };
+        let look = stillness.look(before, now, ticks);
+        *unscaled += ticks;
+        let scaled = look.still < WINDOW as u64 || look.changed || *unscaled >= REFRESH;
+        if scaled {
+            *unscaled = 0;
+        }
+        Ok((look, scaled))
     }
 
     /// Writes the staging frame: the picture now or the one before, and the last flow times `scale` (0: none).
@@ -193,11 +216,6 @@ impl Intake {
             }
         }
     }
-}
-
-/// What of a view shows whether something moves.
-fn seen(scaled: &Scaled) -> &[u8] {
-    if scaled.luma.is_empty() { &scaled.rgb } else { &scaled.luma }
 }
 
 #[cfg(test)]

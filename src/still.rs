@@ -2,8 +2,8 @@
 //! nothing is allocated after the first picture.
 //!
 //! A picture's luma is looked at in [`CELLS`] cells along each side. A cell has *changed* when its mean absolute
-//! difference from the picture before, less what the whole picture's brightness did, is over [`FLOOR`] plus twice what it
-//! is there as a rule. Something has *moved* when
+//! difference from the picture before, less what the whole picture's brightness did, is over [`FLOOR`] and twice what it is
+//! there as a rule. Something has *moved* when
 //!
 //! - a cell changed, and one had within the last [`RECENT`] frames (or in the picture before): what moves, moves on. A
 //!   keyframe that redraws a compressed picture, or a clock that ticks each second in a corner, is alone and is none; a
@@ -98,7 +98,7 @@ impl Stillness {
         self.compare(before, now);
         let (mut changed, mut much) = (false, 0);
         for (difference, usual) in self.differences.iter().zip(&mut self.usual) {
-            changed |= *difference > FLOOR + 2.0 * *usual;
+            changed |= *difference > FLOOR.max(2.0 * *usual);
             much += usize::from(*difference > MUCH);
             let step = if difference > usual { LEARN } else { -LEARN };
             *usual = (*usual + step).clamp(0.0, LOUDEST);
