@@ -338,4 +338,67 @@ mod tests {
         take(&mut intake, 40);
         assert_eq!(seen, [None, Some(75), None, None]);
     }
+
+    #[test]
+    fn while_nothing_moves_flow_is_zero_and_the_picture_is_scaled_now_and_then() {
+        // Moves for 10 frames, is still for 190 (brighter by a level each 40), moves again. At 12.5 fps as well.
+        for step in [1, 2] {
+            let mut intake = Intake::new(&specs(), Region::WHOLE).unwrap().telling_still(true);
+            let (mut frames, mut scaled) = (Vec::new(), 0);
+            for k in (0..220u64).step_by(step) {
+                let place = if k < 10 {
+                    k
+                } else if k < 200 {
+                    10
+                } else {
+                    k - 190
+                };
+                let mut data = moving(place as f64 / 25.0);
+                data.iter_mut().for_each(|v| *v += (k / 40) as u8);
+                let pixels = Pixels::Rgb(Plane { data: &data, stride: 256 * 3 });
+                let time = Duration::from_millis(40 * k);
+                let picture = Picture { width: 256, height: 256, time, dropped: 0, pixels };
+                let before = intake.now.clone();
+                intake
+                    .take(&picture, &mut |o| match o {
+                        Output::Frame(f) => frames.push(f.clone()),
+                        Output::Cut { .. } => panic!("a cut"),
+                    })
+                    .unwrap();
+                scaled += usize::from((100..200).contains(&k) && intake.now != before);
+            }
+            assert!((2..=4).contains(&scaled), "{scaled} of 100 were scaled");
+            assert!(frames[..10].iter().all(|f| f.still == 0));
+            let still: Vec<u64> = frames[150..200].iter().map(|f| f.still).collect();
+            assert!(still[0] > WINDOW as u64 && still.windows(2).all(|w| w[1] == w[0] + 1), "{still:?}");
+            assert!(frames[150..200].iter().all(|f| f.views[0].flow.iter().all(|v| *v == 0.0)));
+            // It moves on with the very picture that moves, at its own speed.
+            let first = frames[200..].iter().position(|f| mean_flow(f) > 0.5).unwrap();
+            assert!(first <= step, "{first}");
+            assert!((mean_flow(&frames[203]) - 1.0).abs() < 0.2, "{}", mean_flow(&frames[203]));
+            assert!(frames[204..].iter().all(|f| f.still < 4));
+        }
+    }
+
+    #[test]
+    fn frames_of_what_moves_are_the_same_whether_still_ones_are_told_or_not() {
+        let frames = |on: bool| {
+            let mut intake = Intake::new(&specs(), Region::WHOLE).unwrap().telling_still(on);
+            let mut frames = Vec::new();
+            for k in 0..80u64 {
+                let data = moving(k as f64 / 25.0);
+                let pixels = Pixels::Rgb(Plane { data: &data, stride: 256 * 3 });
+                let time = Duration::from_millis(40 * k);
+                let picture = Picture { width: 256, height: 256, time, dropped: 0, pixels };
+                let mut emit = |o: Output| {
+                    if let Output::Frame(f) = o {
+                        frames.push(f.clone());
+                    }
+                };
+                intake.take(&picture, &mut emit).unwrap();
+            }
+            frames
+        };
+        assert_eq!(frames(false), frames(true));
+    }
 }

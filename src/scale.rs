@@ -111,8 +111,8 @@ impl Scaler {
         let band =
             |i: usize, of: usize, length: usize| i * length / of..((i + 1) * length / of).max(i * length / of + 1);
         for (y, line) in out.chunks_exact_mut(width).enumerate() {
-            // No more rows than a sum has room for.
-            let rows = band(y, height, from.height).take(256);
+            // Two or three rows of each band are enough, and no more than a sum has room for.
+            let rows = band(y, height, from.height).step_by((from.height / (height * 2)).max(1)).take(256);
             let count = rows.len() as u32;
             self.sums.fill(0);
             for row in rows {
@@ -371,6 +371,37 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_glance_shows_the_region_in_every_size_and_format() {
+        for (width, height) in [(1280, 720), (640, 480), (97, 61), (1, 1), (3000, 2200)] {
+            let value = |x: usize, y: usize| (x * 200 / width + if y * 2 >= height { 50 } else { 0 }) as u8;
+            let grey: Vec<u8> = (0..width * height).map(|i| value(i % width, i / width)).collect();
+            let rgb: Vec<u8> = grey.iter().flat_map(|v| [0, *v, 0]).collect();
+            let plane = Plane { data: &grey, stride: width };
+            let i420 = Pixels::I420 { y: plane, u: plane, v: plane, matrix: Matrix::Bt601, full_range: true };
+            let mut glances = [i420, Pixels::Rgb(Plane { data: &rgb, stride: width * 3 })].map(|pixels| {
+                let picture = Picture { width, height, time: Duration::ZERO, dropped: 0, pixels };
+                let mut out = Vec::new();
+                Scaler::new(Vec::new(), Region([0.5, 0.0, 0.5, 1.0])).glance(&picture, &mut out).unwrap();
+                out
+            });
+            let [of_luma, of_green] = &mut glances;
+            assert_eq!(of_luma, of_green);
+            assert_eq!(of_luma.len(), GLANCE[0] * GLANCE[1]);
+            if width > 1 {
+                // The region begins at half the width, at 100 of 200.
+                let mean = of_luma.iter().map(|v| f64::from(*v)).sum::<f64>() / of_luma.len() as f64;
+                assert!((mean - 175.0).abs() < 5.0, "{width}x{height}: {mean}");
+                assert!(of_luma[0] >= 95 && of_luma[127] > of_luma[0] + 80, "{width}x{height}");
+                assert!(of_luma[127 * 128] >= of_luma[0] + 49, "{width}x{height}");
+            }
+        }
+        let plane = Plane { data: &[0; 10], stride: 3000 };
+        let picture =
+            Picture { width: 1000, height: 1000, time: Duration::ZERO, dropped: 0, pixels: Pixels::Rgb(plane) };
+        assert!(Scaler::new(Vec::new(), Region::WHOLE).glance(&picture, &mut Vec::new()).is_err());
+    }
 
     fn rgb_picture(data: &[u8], width: usize, height: usize) -> Picture<'_> {
         let pixels = Pixels::Rgb(Plane { data, stride: width * 3 });

@@ -62,6 +62,8 @@ pub struct Stillness {
     still: u64,
     /// Frames since a cell changed.
     since: u64,
+    /// Frames since the picture was held against the one that came to rest.
+    unseen: u64,
     sums: Vec<i32>,
     sorted: Vec<i32>,
     differences: Vec<f32>,
@@ -76,6 +78,7 @@ impl Stillness {
             rest: Vec::with_capacity(size[0] * size[1]),
             still: 0,
             since: u64::MAX,
+            unseen: 0,
             sums: vec![0; CELLS * CELLS],
             sorted: vec![0; CELLS * CELLS],
             differences: vec![0.0; CELLS * CELLS],
@@ -86,7 +89,7 @@ impl Stillness {
     pub fn begin(&mut self, now: &[u8]) {
         self.rest.clear();
         self.rest.extend_from_slice(now);
-        (self.still, self.since) = (0, u64::MAX);
+        (self.still, self.since, self.unseen) = (0, u64::MAX, 0);
     }
 
     /// The next picture, `ticks` frames behind the one `before`.
@@ -105,7 +108,10 @@ impl Stillness {
         }
         let again = changed && (self.since == 0 || self.since.saturating_add(ticks) <= RECENT);
         self.since = if changed { 0 } else { self.since.saturating_add(ticks) };
-        let moved = again || much >= MANY || self.is_away(now);
+        // What creeps or drifts is slow, and needs no look at each picture.
+        self.unseen += ticks;
+        let away = (changed || self.unseen >= RECENT) && self.is_away(now);
+        let moved = again || much >= MANY || away;
         if moved {
             self.rest.copy_from_slice(now);
             self.still = 0;
@@ -117,6 +123,7 @@ impl Stillness {
 
     /// Whether the picture has left the one that came to rest.
     fn is_away(&mut self, now: &[u8]) -> bool {
+        self.unseen = 0;
         let rest = std::mem::take(&mut self.rest);
         let drift = self.compare(&rest, now);
         self.rest = rest;

@@ -178,6 +178,23 @@ fn what_is_open_goes_on_and_is_told_as_still() {
     assert!(on.events.iter().filter(|e| e["phase"] == "start").all(|e| e["flags"].to_string() == "[]"));
 }
 
+/// A camera whose picture is frozen is still, and told of all the same.
+#[test]
+fn a_frozen_camera_is_still_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("frozen.y4m");
+    let mut data = b"YUV4MPEG2 W64 H48 F25:1 Ip A1:1 C420jpeg\n".to_vec();
+    for _ in 0..290 {
+        data.extend_from_slice(b"FRAME\n");
+        data.extend((0..64 * 48).map(|i| (i % 64 * 3) as u8));
+        data.extend([128; 2 * 32 * 24]);
+    }
+    fs::write(&path, data).unwrap();
+    let told = Told::watch(&["--realtime", "--skip-still"], &[path]);
+    assert!(told.log.contains("the picture is frozen"), "{}", told.log);
+    assert!(told.skipped() > 15, "{}", told.log);
+}
+
 /// A picture that outlives its source.
 struct Kept {
     size: [usize; 2],
