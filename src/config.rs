@@ -377,6 +377,7 @@ region = [0.1, 0.0, 0.8, 1.0]
 [[camera]]
 id = "yard"
 source = "usb:0"
+skip_still = false
 [events]
 start = 0.6
 end = 0.4

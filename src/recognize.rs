@@ -791,6 +791,7 @@ mod tests {
                 source: Uri::Csi(i as u32),
                 options: source::Options::default(),
                 region: Region::WHOLE,
+                skip_still: false,
             };
             let camera = Camera::new(&config, recognizer.rhythm(), bell.clone());
             camera.ring.set_pace(Pace::Live);
@@ -805,7 +806,7 @@ mod tests {
                 let of = |there: bool, n: usize| if there { pixels * n } else { 0 };
                 View { rgb: vec![0; of(s.rgb, 3)], flow: vec![0.0; of(s.flow.is_some(), 2)] }
             };
-            let blank = Frame { number: 0, views: specs.iter().map(view).collect() };
+            let blank = Frame { number: 0, still: 0, views: specs.iter().map(view).collect() };
             let mut frames = vec![blank; handles.len()];
             let began = Instant::now();
             for n in 0..pushed {
@@ -875,7 +876,7 @@ mod tests {
     fn a_machine_that_keeps_up_leaves_nothing_out() {
         let watched = watch(Mode::Continuous, 3, Duration::from_millis(10), 6);
         assert_eq!((watched.standing.rung, watched.standing.times), (0, 0));
-        let all = Tally { hops: watched.frames / HOP as u64, lost: 0, left_out: 0, partial: 0 };
+        let all = Tally { hops: watched.frames / HOP as u64, skipped: 0, lost: 0, left_out: 0, partial: 0 };
         assert_eq!(watched.tally, [all; 3]);
         assert!(watched.events.len() >= 6);
         assert!(watched.events.iter().all(|e| !e.flags.contains(&event::Flag::Degraded)));
