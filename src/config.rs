@@ -394,6 +394,7 @@ path = "events"
         assert_eq!(plan.device, "dock-3");
         assert_eq!(plan.cameras.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["door", "yard"]);
         assert_eq!(plan.cameras[0].region, Region([0.1, 0.0, 0.8, 1.0]));
+        assert_eq!((plan.cameras[0].skip_still, plan.cameras[1].skip_still), (DEFAULT_SKIP_STILL, false));
         assert_eq!((plan.events.start, plan.hop), (Some(0.6), 8));
         assert!(plan.journal.ends_with("events") && plan.journal.is_absolute());
     }
@@ -431,7 +432,7 @@ path = "events"
             ("hop = 8", "hop = 8\nhop = 9", "9:1", "duplicate"),
             ("id = \"door\"", "id = \"front door\"", "10:6", "letters"),
             ("id = \"door\"\n", "", "9:1", "missing field `id`"),
-            ("by = \"peak\"", "by = \"pek\"", "21:6", "did you mean `peak`?"),
+            ("by = \"peak\"", "by = \"pek\"", "22:6", "did you mean `peak`?"),
         ] {
             let errors = load(&GOOD.replace(good, bad)).unwrap_err();
             assert_eq!(errors.len(), 1, "{errors:#?}");
