@@ -139,7 +139,7 @@ impl<'a> Feed<'a> {
     pub fn work(&self, specs: &[ViewSpec], shutdown: &Shutdown) {
         let mut members = Vec::new();
         for (camera, config) in &self.members {
-            match Intake::new(specs, config.region) {
+            match Intake::new(specs, config.region).map(|i| i.telling_still(config.skip_still)) {
                 Ok(intake) => members.push(Member { camera, intake }),
                 Err(e) => camera.fail(e),
             }

@@ -20,6 +20,8 @@ use crate::{
 pub const DEFAULT_MODEL: &str = "models/default";
 pub const DEFAULT_HOP: usize = 8;
 pub const DEFAULT_JOURNAL: &str = "journal";
+/// See `docs/performance.md` for what was measured.
+pub const DEFAULT_SKIP_STILL: bool = true;
 
 /// Everything that `run` needs, checked.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub struct Camera {
     pub source: Uri,
     pub options: source::Options,
     pub region: Region,
+    /// While nothing moves, leave out flow and streams; see [`still`](crate::still).
+    pub skip_still: bool,
 }
 
 /// How a hop is computed; see `docs/architecture.md`.
@@ -101,6 +105,7 @@ struct CameraEntry {
     id: Spanned<String>,
     source: Spanned<String>,
     region: Option<Spanned<Region>>,
+    skip_still: Option<bool>,
     #[serde(default)]
     realtime: bool,
     #[serde(default)]
@@ -161,7 +166,13 @@ pub fn camera_from_argument(source: &str, taken: &[Camera]) -> Result<Camera> {
     if taken.iter().any(|c| c.id == id) {
         id = (2..).map(|n| format!("{id}-{n}")).find(|id| taken.iter().all(|c| c.id != *id)).unwrap_or(id);
     }
-    Ok(Camera { id, source: uri, options: source::Options::default(), region: Region::WHOLE })
+    Ok(Camera {
+        id,
+        source: uri,
+        options: source::Options::default(),
+        region: Region::WHOLE,
+        skip_still: DEFAULT_SKIP_STILL,
+    })
 }
 
 /// An error and where in the text it is.
@@ -212,6 +223,7 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
         } else if plan.cameras.iter().any(|c| c.id == *id) {
             errors.push(at(entry.id.span(), format!("there is a camera `{id}` already; each needs an id of its own")));
         }
+        let skip_still = entry.skip_still.unwrap_or(DEFAULT_SKIP_STILL);
         let mut region = Region::WHOLE;
         if let Some(given) = entry.region {
             region = *given.get_ref();
@@ -233,7 +245,7 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
                     rtsp_transport: entry.rtsp_transport,
                     ..source::Options::default()
                 };
-                plan.cameras.push(Camera { id: entry.id.into_inner(), source: uri, options, region });
+                plan.cameras.push(Camera { id: entry.id.into_inner(), source: uri, options, region, skip_still });
             }
             Err(e) => errors.push(at(entry.source.span(), e.to_string())),
         }
@@ -365,6 +377,7 @@ region = [0.1, 0.0, 0.8, 1.0]
 [[camera]]
 id = "yard"
 source = "usb:0"
+skip_still = false
 [events]
 start = 0.6
 end = 0.4
@@ -381,6 +394,7 @@ path = "events"
         assert_eq!(plan.device, "dock-3");
         assert_eq!(plan.cameras.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["door", "yard"]);
         assert_eq!(plan.cameras[0].region, Region([0.1, 0.0, 0.8, 1.0]));
+        assert_eq!((plan.cameras[0].skip_still, plan.cameras[1].skip_still), (DEFAULT_SKIP_STILL, false));
         assert_eq!((plan.events.start, plan.hop), (Some(0.6), 8));
         assert!(plan.journal.ends_with("events") && plan.journal.is_absolute());
     }
@@ -418,7 +432,7 @@ path = "events"
             ("hop = 8", "hop = 8\nhop = 9", "9:1", "duplicate"),
             ("id = \"door\"", "id = \"front door\"", "10:6", "letters"),
             ("id = \"door\"\n", "", "9:1", "missing field `id`"),
-            ("by = \"peak\"", "by = \"pek\"", "21:6", "did you mean `peak`?"),
+            ("by = \"peak\"", "by = \"pek\"", "22:6", "did you mean `peak`?"),
         ] {
             let errors = load(&GOOD.replace(good, bad)).unwrap_err();
             assert_eq!(errors.len(), 1, "{errors:#?}");

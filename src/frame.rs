@@ -44,6 +44,9 @@ pub struct Picture<'a> {
 pub struct Frame {
     /// The tick's number since the camera began: ticks are 1/25 s apart.
     pub number: u64,
+    /// Frames in a row, up to this one, in which nothing has moved; 0 where something does, or where nobody looks
+    /// (`skip_still` is off).
+    pub still: u64,
     pub views: Vec<View>,
 }
 

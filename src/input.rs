@@ -222,7 +222,7 @@ mod tests {
             .map(|i| {
                 let rgb = (0..W * H * 3).map(|s| (10 * i + s) as u8).collect();
                 let flow = (0..W * H * 2).map(|s| i as f32 + (s % 2) as f32 / 2.0 + (s / 2) as f32 / 100.0).collect();
-                Frame { number: i as u64, views: vec![View { rgb, flow }] }
+                Frame { number: i as u64, still: 0, views: vec![View { rgb, flow }] }
             })
             .collect()
     }

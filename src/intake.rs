@@ -11,7 +11,9 @@ use crate::{
         cpu::{CpuFlow, average_down},
     },
     frame::{Frame, Picture, View},
-    scale::{Region, Scaled, Scaler, ViewSpec},
+    ring::WINDOW,
+    scale::{GLANCE, Region, Scaled, Scaler, ViewSpec},
+    still::{Look, Stillness},
 };
 
 /// What comes out.
@@ -45,6 +47,18 @@ pub struct Spent {
     pub flow: Duration,
 }
 
+/// While nothing moves a picture is scaled once in so many frames: they are all alike, but for the light.
+const REFRESH: u64 = 25;
+
+/// What tells still pictures, and the glances of the last two.
+struct Glances {
+    stillness: Stillness,
+    before: Vec<u8>,
+    now: Vec<u8>,
+    /// Frames since a picture was scaled.
+    unscaled: u64,
+}
+
 /// Rate, scaling and flow of one camera.
 pub struct Intake {
     cadence: Cadence,
@@ -52,6 +66,8 @@ pub struct Intake {
     specs: Vec<ViewSpec>,
     /// One estimator and its output for each view that has flow.
     flow: Vec<Option<(CpuFlow, Vec<f32>)>>,
+    /// Where still pictures are to be told.
+    still: Option<Glances>,
     before: Vec<Scaled>,
     now: Vec<Scaled>,
     frame: Frame,
@@ -75,13 +91,22 @@ impl Intake {
             scaler: Scaler::new(specs.to_vec(), region),
             specs: specs.to_vec(),
             flow,
+            still: None,
             before: Vec::new(),
             now: Vec::new(),
-            frame: Frame { number: 0, views: vec![View::default(); specs.len()] },
+            frame: Frame { number: 0, still: 0, views: vec![View::default(); specs.len()] },
             away: 0,
             counts: Counts::default(),
             spent: Spent::default(),
         })
+    }
+
+    /// Frames tell for how long nothing has moved. Once that is a window's length their flow is zero and estimated no more,
+    /// and they show the same picture for a while.
+    pub fn telling_still(mut self, on: bool) -> Self {
+        let (before, now) = (Vec::new(), Vec::new());
+        self.still = on.then(|| Glances { stillness: Stillness::new(GLANCE), before, now, unscaled: 0 });
+        self
     }
 
     pub fn spent(&self) -> Spent {
@@ -108,9 +133,13 @@ impl Intake {
             self.counts.dropped_to_rate += 1;
             return Ok(());
         }
-        std::mem::swap(&mut self.before, &mut self.now);
         let began = Instant::now();
-        self.scaler.scale(picture, &mut self.now)?;
+        let (look, scaled) = self.look(picture, admission)?;
+        let rests = look.still >= WINDOW as u64 && !look.changed;
+        if scaled {
+            std::mem::swap(&mut self.before, &mut self.now);
+            self.scaler.scale(picture, &mut self.now)?;
+        }
         self.spent = Spent { scale: began.elapsed(), flow: Duration::ZERO };
         match admission {
             Admission::Drop => {}
@@ -119,19 +148,24 @@ impl Intake {
                 if self.counts.frames > 0 {
                     emit(Output::Cut { lost });
                 }
+                self.frame.still = 0;
                 self.fill(false, 0.0);
                 emit(Output::Frame(&mut self.frame));
                 self.counts.frames += 1;
             }
             Admission::Ticks { ticks, repeats, scale } => {
                 let began = Instant::now();
+                let (scale, repeats) = if rests { (0.0, 0) } else { (scale, repeats) };
                 for ((flow, before), now) in self.flow.iter_mut().zip(&self.before).zip(&self.now) {
-                    if let Some((estimator, out)) = flow {
+                    if let Some((estimator, out)) = flow
+                        && !rests
+                    {
                         estimator.step(&before.luma, &now.luma, out)?;
                     }
                 }
                 self.spent.flow = began.elapsed();
                 for tick in 0..ticks {
+                    self.frame.still = look.still.saturating_sub(ticks - 1 - tick);
                     self.fill(tick < repeats, scale);
                     emit(Output::Frame(&mut self.frame));
                 }
@@ -140,6 +174,29 @@ impl Intake {
             }
         }
         Ok(())
+    }
+
+    /// What the picture shows beside the one before, and whether it is to be scaled: a picture like the last one that was
+    /// needs not be.
+    fn look(&mut self, picture: &Picture, admission: Admission) -> Result<(Look, bool)> {
+        let moves = Look { still: 0, changed: true };
+        let Some(Glances { stillness, before, now, unscaled }) = &mut self.still else {
+            return Ok((moves, true));
+        };
+        std::mem::swap(before, now);
+        self.scaler.glance(picture, now)?;
+        let Admission::Ticks { ticks, .. } = admission else {
+            stillness.begin(now);
+            *unscaled = 0;
+            return Ok((moves, true));
+        };
+        let look = stillness.look(before, now, ticks);
+        *unscaled += ticks;
+        let scaled = look.still < WINDOW as u64 || look.changed || *unscaled >= REFRESH;
+        if scaled {
+            *unscaled = 0;
+        }
+        Ok((look, scaled))
     }
 
     /// Writes the staging frame: the picture now or the one before, and the last flow times `scale` (0: none).
@@ -280,5 +337,68 @@ mod tests {
         take(&mut intake, 0);
         take(&mut intake, 40);
         assert_eq!(seen, [None, Some(75), None, None]);
+    }
+
+    #[test]
+    fn while_nothing_moves_flow_is_zero_and_the_picture_is_scaled_now_and_then() {
+        // Moves for 10 frames, is still for 190 (brighter by a level each 40), moves again. At 12.5 fps as well.
+        for step in [1, 2] {
+            let mut intake = Intake::new(&specs(), Region::WHOLE).unwrap().telling_still(true);
+            let (mut frames, mut scaled) = (Vec::new(), 0);
+            for k in (0..220u64).step_by(step) {
+                let place = if k < 10 {
+                    k
+                } else if k < 200 {
+                    10
+                } else {
+                    k - 190
+                };
+                let mut data = moving(place as f64 / 25.0);
+                data.iter_mut().for_each(|v| *v += (k / 40) as u8);
+                let pixels = Pixels::Rgb(Plane { data: &data, stride: 256 * 3 });
+                let time = Duration::from_millis(40 * k);
+                let picture = Picture { width: 256, height: 256, time, dropped: 0, pixels };
+                let before = intake.now.clone();
+                intake
+                    .take(&picture, &mut |o| match o {
+                        Output::Frame(f) => frames.push(f.clone()),
+                        Output::Cut { .. } => panic!("a cut"),
+                    })
+                    .unwrap();
+                scaled += usize::from((100..200).contains(&k) && intake.now != before);
+            }
+            assert!((2..=4).contains(&scaled), "{scaled} of 100 were scaled");
+            assert!(frames[..10].iter().all(|f| f.still == 0));
+            let still: Vec<u64> = frames[150..200].iter().map(|f| f.still).collect();
+            assert!(still[0] > WINDOW as u64 && still.windows(2).all(|w| w[1] == w[0] + 1), "{still:?}");
+            assert!(frames[150..200].iter().all(|f| f.views[0].flow.iter().all(|v| *v == 0.0)));
+            // It moves on with the very picture that moves, at its own speed.
+            let first = frames[200..].iter().position(|f| mean_flow(f) > 0.5).unwrap();
+            assert!(first <= step, "{first}");
+            assert!((mean_flow(&frames[203]) - 1.0).abs() < 0.2, "{}", mean_flow(&frames[203]));
+            assert!(frames[204..].iter().all(|f| f.still < 4));
+        }
+    }
+
+    #[test]
+    fn frames_of_what_moves_are_the_same_whether_still_ones_are_told_or_not() {
+        let frames = |on: bool| {
+            let mut intake = Intake::new(&specs(), Region::WHOLE).unwrap().telling_still(on);
+            let mut frames = Vec::new();
+            for k in 0..80u64 {
+                let data = moving(k as f64 / 25.0);
+                let pixels = Pixels::Rgb(Plane { data: &data, stride: 256 * 3 });
+                let time = Duration::from_millis(40 * k);
+                let picture = Picture { width: 256, height: 256, time, dropped: 0, pixels };
+                let mut emit = |o: Output| {
+                    if let Output::Frame(f) = o {
+                        frames.push(f.clone());
+                    }
+                };
+                intake.take(&picture, &mut emit).unwrap();
+            }
+            frames
+        };
+        assert_eq!(frames(false), frames(true));
     }
 }

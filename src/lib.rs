@@ -26,6 +26,7 @@
 //! | [`camera`] | one camera's thread: opening, watching, opening again |
 //! | [`fault`] | a picture that comes and shows nothing: frozen, black, covered |
 //! | [`intake`] | pictures in, frames out: [`cadence`], [`scale`], [`flow`] |
+//! | [`still`] | whether anything moves, and what is left out while nothing does |
 //! | [`ring`] | the rolling 64-frame window, its hops and its gaps |
 //! | [`model`] | the manifest: what a model is, with no code per architecture |
 //! | [`compile`] | the window compiler: a dense graph becomes one that computes only what a hop brings |
@@ -58,4 +59,5 @@ pub mod recognize;
 pub mod ring;
 pub mod scale;
 pub mod source;
+pub mod still;
 pub mod time;

@@ -26,6 +26,7 @@ use crate::{
     model::Model,
     ring::{Bell, Fate, Rhythm, Span, Step, WINDOW},
     scale,
+    still::Rest,
     time::Shutdown,
 };
 
@@ -79,11 +80,15 @@ struct LaneState {
     /// Id and start of the events that are open, by label: an event keeps its own from start to end.
     open: Vec<Option<(String, Timestamp)>>,
     hops: u64,
+    skipped: u64,
     lost: u64,
     left_out: u64,
     partial: u64,
     last_frame: u64,
     progress: Progress,
+    rest: Rest,
+    /// The scores that stand while nothing moves.
+    held: decide::Scores,
     /// A hop was left out since the last one.
     degraded: bool,
     /// Whether its state is in the network for doubled hops.
@@ -95,10 +100,23 @@ struct LaneState {
     ended: bool,
 }
 
-/// Hops made and frames lost, of one camera.
+/// How a hop is made.
+#[derive(Clone, Copy)]
+struct Way {
+    /// By the network that is compiled for twice as many frames.
+    on_doubled: bool,
+    /// With all streams.
+    whole: bool,
+    /// Of a camera, that could have left it out.
+    live: bool,
+}
+
+/// Hops made and left out, and frames lost, of one camera.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
     pub hops: u64,
+    /// Hops left out as nothing moved.
+    pub skipped: u64,
     /// Frames in no hop.
     pub lost: u64,
     /// Hops left out because the machine could not keep up, and hops made without one of the streams.
@@ -175,11 +193,14 @@ impl<'a> Recognizer<'a> {
             decider: decider.looking_back(self.reach.lag),
             open: vec![None; self.model.labels.len()],
             hops: 0,
+            skipped: 0,
             lost: 0,
             left_out: 0,
             partial: 0,
             last_frame: 0,
             progress: Progress::default(),
+            rest: Rest::default(),
+            held: decide::Scores::default(),
             degraded: false,
             on_doubled: false,
             whole: true,
@@ -200,7 +221,13 @@ impl<'a> Recognizer<'a> {
     }
 
     pub fn tally(&self) -> Vec<Tally> {
-        let of = |l: &LaneState| Tally { hops: l.hops, lost: l.lost, left_out: l.left_out, partial: l.partial };
+        let of = |l: &LaneState| Tally {
+            hops: l.hops,
+            skipped: l.skipped,
+            lost: l.lost,
+            left_out: l.left_out,
+            partial: l.partial,
+        };
         self.lanes.iter().map(of).collect()
     }
 
@@ -293,7 +320,10 @@ impl<'a> Recognizer<'a> {
         let slot = self.slot(relief);
         let state = &self.lanes[lane];
         let hop = self.identity.hop as u64;
+        // A camera that shows nothing moving costs nothing: there is nothing to save.
+        let resting = state.rest.is_resting();
         let by_two = relief.doubled
+            && !resting
             && match (&self.doubled, self.identity.mode) {
                 (_, Mode::Dense) | (Doubled::There(..), Mode::Window) => true,
                 // Behind a cut, the first hop is one of its own.
@@ -302,7 +332,7 @@ impl<'a> Recognizer<'a> {
             };
         let last = state.progress.last();
         let due = state.camera.ring.due(|span| {
-            if !load::has_turn(lane, span.last, slot, relief.turns) {
+            if !resting && !load::has_turn(lane, span.last, slot, relief.turns) {
                 Fate::LeftOut
             } else if by_two && last.is_some_and(|last| span.last < last + 2 * hop) {
                 Fate::WithNext
@@ -346,8 +376,14 @@ impl<'a> Recognizer<'a> {
             hop.frames[weaker] = 0;
         }
         let busy = Instant::now();
+        let (rest, reach) = (state.rest, &self.reach);
+        let (mut still, mut skips) = (0, false);
         let step = self.lanes[lane].camera.ring.take(|window| {
-            input::fill_hop(streams, views, window.len(), |i| window.frame(i), hop);
+            still = window.frame(window.len() - 1).still;
+            skips = rest.skips(still, reach);
+            if !skips {
+                input::fill_hop(streams, views, window.len(), |i| window.frame(i), hop);
+            }
         });
         let result = match step {
             None => Ok(()),
@@ -361,7 +397,10 @@ impl<'a> Recognizer<'a> {
             }
             Some(Step::Ended) => self.finish(lane, sink),
             Some(Step::Hop(span)) => {
-                let made = self.recognize(lane, span, on_doubled, whole, live, sink);
+                let made = match skips {
+                    true => self.hold(lane, span, sink),
+                    false => self.recognize(lane, span, still, Way { on_doubled, whole, live }, sink),
+                };
                 if live {
                     let told = self.load.hop(began.elapsed(), waited, busy.elapsed());
                     self.tell(told);
@@ -382,6 +421,7 @@ impl<'a> Recognizer<'a> {
         state.lost += lost;
         state.decider.gap(lost);
         state.progress.cut();
+        state.rest.disturb();
         self.network.cut(Lane(lane));
         if let Doubled::There(network, _) = &mut self.doubled {
             network.cut(Lane(lane));
@@ -408,6 +448,7 @@ impl<'a> Recognizer<'a> {
         } else if let Some(Err(_)) = moved.map(|moved| to.put_state(Lane(lane), moved)) {
             // Two hops' states differ: nothing of before is left.
             state.progress = Progress::default();
+            state.rest.disturb();
         }
     }
 
@@ -415,9 +456,8 @@ impl<'a> Recognizer<'a> {
         &mut self,
         lane: usize,
         span: Span,
-        on_doubled: bool,
-        whole: bool,
-        live: bool,
+        still: u64,
+        Way { on_doubled, whole, live }: Way,
         sink: &mut dyn Sink,
     ) -> Result<()> {
         self.change_network(lane, on_doubled);
@@ -447,6 +487,7 @@ impl<'a> Recognizer<'a> {
                 self.reach = self.network.reach();
                 for lane in &mut self.lanes {
                     (lane.progress, lane.on_doubled) = (Progress::default(), false);
+                    lane.rest.disturb();
                 }
                 if on_doubled {
                     // Its input is for a network that is gone.
@@ -477,12 +518,36 @@ impl<'a> Recognizer<'a> {
         if state.progress.is_cold(&self.reach, self.window) {
             return Ok(());
         }
+        let warming = state.progress.is_warming(&self.reach);
+        if state.rest.computed(still, warming, &self.reach) {
+            log::debug!("camera {}: nothing moves from frame {}", state.camera.id, span.last + 1 - still);
+            state.held.clone_from(&self.scores);
+        }
+        self.decide(lane, span, sink)?;
+        self.lanes[lane].degraded = false;
+        Ok(())
+    }
+
+    /// A hop of which nothing needs to be computed as nothing moves: the scores stand, so that what is smoothed, waited
+    /// for or open goes on as if they came.
+    fn hold(&mut self, lane: usize, span: Span, sink: &mut dyn Sink) -> Result<()> {
+        let state = &mut self.lanes[lane];
+        state.skipped += 1;
+        state.last_frame = span.last;
+        state.progress.rest(span.last, &self.reach);
+        state.rest.skipped();
+        std::mem::swap(&mut state.held, &mut self.scores);
+        let decided = self.decide(lane, span, sink);
+        std::mem::swap(&mut self.lanes[lane].held, &mut self.scores);
+        decided
+    }
+
+    fn decide(&mut self, lane: usize, span: Span, sink: &mut dyn Sink) -> Result<()> {
         let hop = HopScores { first_frame: span.first, last_frame: span.last, scores: &self.scores };
-        let changes = state.decider.step(&hop).to_vec();
+        let changes = self.lanes[lane].decider.step(&hop).to_vec();
         for change in changes {
             self.emit(lane, &change, span.taken, sink)?;
         }
-        self.lanes[lane].degraded = false;
         Ok(())
     }
 
@@ -725,6 +790,7 @@ mod tests {
                 source: Uri::Csi(i as u32),
                 options: source::Options::default(),
                 region: Region::WHOLE,
+                skip_still: false,
             };
             let camera = Camera::new(&config, recognizer.rhythm(), bell.clone());
             camera.ring.set_pace(Pace::Live);
@@ -739,7 +805,7 @@ mod tests {
                 let of = |there: bool, n: usize| if there { pixels * n } else { 0 };
                 View { rgb: vec![0; of(s.rgb, 3)], flow: vec![0.0; of(s.flow.is_some(), 2)] }
             };
-            let blank = Frame { number: 0, views: specs.iter().map(view).collect() };
+            let blank = Frame { number: 0, still: 0, views: specs.iter().map(view).collect() };
             let mut frames = vec![blank; handles.len()];
             let began = Instant::now();
             for n in 0..pushed {
@@ -809,7 +875,7 @@ mod tests {
     fn a_machine_that_keeps_up_leaves_nothing_out() {
         let watched = watch(Mode::Continuous, 3, Duration::from_millis(10), 6);
         assert_eq!((watched.standing.rung, watched.standing.times), (0, 0));
-        let all = Tally { hops: watched.frames / HOP as u64, lost: 0, left_out: 0, partial: 0 };
+        let all = Tally { hops: watched.frames / HOP as u64, skipped: 0, lost: 0, left_out: 0, partial: 0 };
         assert_eq!(watched.tally, [all; 3]);
         assert!(watched.events.len() >= 6);
         assert!(watched.events.iter().all(|e| !e.flags.contains(&event::Flag::Degraded)));

@@ -344,7 +344,7 @@ impl State {
 /// Buffers of the same sizes as `frame`'s.
 fn blank(frame: &Frame) -> Frame {
     let view = |v: &View| View { rgb: Vec::with_capacity(v.rgb.len()), flow: Vec::with_capacity(v.flow.len()) };
-    Frame { number: 0, views: frame.views.iter().map(view).collect() }
+    Frame { number: 0, still: 0, views: frame.views.iter().map(view).collect() }
 }
 
 #[cfg(test)]
@@ -359,7 +359,7 @@ mod tests {
 
     /// A frame whose only pixel tells its place in the order of pushing.
     fn marked(mark: u64) -> Frame {
-        Frame { number: 0, views: vec![View { rgb: vec![mark as u8], flow: Vec::new() }] }
+        Frame { number: 0, still: 0, views: vec![View { rgb: vec![mark as u8], flow: Vec::new() }] }
     }
 
     fn push(ring: &Ring, marks: std::ops::Range<u64>) {

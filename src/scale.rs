@@ -72,7 +72,12 @@ pub struct Scaler {
     specs: Vec<ViewSpec>,
     region: Region,
     scratch: [Vec<u8>; 3],
+    /// A row of sums.
+    sums: Vec<u16>,
 }
+
+/// Size of a glance: enough to see a limb of a person that fills a third of the picture's height.
+pub const GLANCE: [usize; 2] = [128, 128];
 
 /// A rectangle of whole samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +90,46 @@ struct Rect {
 
 impl Scaler {
     pub fn new(specs: Vec<ViewSpec>, region: Region) -> Self {
-        Scaler { specs, region, scratch: Default::default() }
+        Scaler { specs, region, scratch: Default::default(), sums: Vec::new() }
+    }
+
+    /// The region's brightness at [`GLANCE`], as it comes (limited range stays so), by whole samples: a tenth of what a
+    /// view costs, and good enough to see whether anything moves.
+    pub fn glance(&mut self, picture: &Picture, out: &mut Vec<u8>) -> Result<()> {
+        if picture.width == 0 || picture.height == 0 {
+            return Err(Error::internal("a picture without pixels"));
+        }
+        // Of packed RGB the green.
+        let (plane, channels) = match picture.pixels {
+            Pixels::I420 { y, .. } => (y, 1),
+            Pixels::Rgb(plane) => (plane, 3),
+        };
+        let (from, _) = geometry(picture.width, picture.height, self.region, Fit::Squeeze, GLANCE);
+        let [width, height] = GLANCE;
+        out.resize(width * height, 0);
+        self.sums.resize(from.width * channels, 0);
+        let band =
+            |i: usize, of: usize, length: usize| i * length / of..((i + 1) * length / of).max(i * length / of + 1);
+        for (y, line) in out.chunks_exact_mut(width).enumerate() {
+            // Two or three rows of each band are enough, and no more than a sum has room for.
+            let rows = band(y, height, from.height).step_by((from.height / (height * 2)).max(1)).take(256);
+            let count = rows.len() as u32;
+            self.sums.fill(0);
+            for row in rows {
+                let start = (from.y + row) * plane.stride + from.x * channels;
+                let samples = plane.data.get(start..start + from.width * channels);
+                let samples =
+                    samples.ok_or_else(|| Error::internal("a picture's plane is shorter than its size says"))?;
+                self.sums.iter_mut().zip(samples).for_each(|(sum, sample)| *sum += u16::from(*sample));
+            }
+            for (x, mean) in line.iter_mut().enumerate() {
+                let columns = band(x, width, from.width);
+                let of_band = columns.len() as u32 * count;
+                let sum: u32 = columns.map(|c| u32::from(self.sums[c * channels + channels / 2])).sum();
+                *mean = ((sum + of_band / 2) / of_band) as u8;
+            }
+        }
+        Ok(())
     }
 
     /// Fills `out`, one a view.
@@ -327,6 +371,37 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_glance_shows_the_region_in_every_size_and_format() {
+        for (width, height) in [(1280, 720), (640, 480), (97, 61), (1, 1), (3000, 2200)] {
+            let value = |x: usize, y: usize| (x * 200 / width + if y * 2 >= height { 50 } else { 0 }) as u8;
+            let grey: Vec<u8> = (0..width * height).map(|i| value(i % width, i / width)).collect();
+            let rgb: Vec<u8> = grey.iter().flat_map(|v| [0, *v, 0]).collect();
+            let plane = Plane { data: &grey, stride: width };
+            let i420 = Pixels::I420 { y: plane, u: plane, v: plane, matrix: Matrix::Bt601, full_range: true };
+            let mut glances = [i420, Pixels::Rgb(Plane { data: &rgb, stride: width * 3 })].map(|pixels| {
+                let picture = Picture { width, height, time: Duration::ZERO, dropped: 0, pixels };
+                let mut out = Vec::new();
+                Scaler::new(Vec::new(), Region([0.5, 0.0, 0.5, 1.0])).glance(&picture, &mut out).unwrap();
+                out
+            });
+            let [of_luma, of_green] = &mut glances;
+            assert_eq!(of_luma, of_green);
+            assert_eq!(of_luma.len(), GLANCE[0] * GLANCE[1]);
+            if width > 1 {
+                // The region begins at half the width, at 100 of 200.
+                let mean = of_luma.iter().map(|v| f64::from(*v)).sum::<f64>() / of_luma.len() as f64;
+                assert!((mean - 175.0).abs() < 5.0, "{width}x{height}: {mean}");
+                assert!(of_luma[0] >= 95 && of_luma[127] > of_luma[0] + 80, "{width}x{height}");
+                assert!(of_luma[127 * 128] >= of_luma[0] + 49, "{width}x{height}");
+            }
+        }
+        let plane = Plane { data: &[0; 10], stride: 3000 };
+        let picture =
+            Picture { width: 1000, height: 1000, time: Duration::ZERO, dropped: 0, pixels: Pixels::Rgb(plane) };
+        assert!(Scaler::new(Vec::new(), Region::WHOLE).glance(&picture, &mut Vec::new()).is_err());
+    }
 
     fn rgb_picture(data: &[u8], width: usize, height: usize) -> Picture<'_> {
         let pixels = Pixels::Rgb(Plane { data, stride: width * 3 });

@@ -98,7 +98,7 @@ fn a_frame_costs_no_allocation_after_warm_up() {
     recording(&path);
 
     let (specs, view_of_stream) = scale::views(&model.manifest);
-    let mut intake = Intake::new(&specs, Region::WHOLE).unwrap();
+    let mut intake = Intake::new(&specs, Region::WHOLE).unwrap().telling_still(true);
     let ring = Ring::new(Pace::Recorded, Rhythm { window: 64, hop: 8, carried: false }, Arc::new(Bell::default()));
     let mut source = source::open(&Uri::file(&path), &source::Options::default()).unwrap();
     let mut tensors = vec![Tensor::F32(Vec::new()), Tensor::F32(Vec::new())];

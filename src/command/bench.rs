@@ -363,6 +363,7 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
             source: Uri::file(&args.source),
             options: source::Options { realtime: true, ..source::Options::default() },
             region: Region::WHOLE,
+            skip_still: false,
         });
     }
     let identity = Identity { device: "bench".into(), mode: args.mode, hop };

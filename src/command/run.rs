@@ -47,6 +47,9 @@ pub struct Args {
     /// Play files at their own pace, as if they were cameras: the newest picture wins.
     #[arg(long)]
     realtime: bool,
+    /// Leave out flow and streams while nothing moves, for every camera; `--skip-still=false` computes every hop.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    skip_still: Option<bool>,
     /// Stop when every recording has ended.
     #[arg(long)]
     until_end: bool,
@@ -103,7 +106,7 @@ pub fn run(args: &Args) -> Result<()> {
         let (c, reopened) = camera.status(|s| (s.counts, s.reopened));
         log::info!(
             "camera {}: {} pictures in, {} dropped at the source, {} dropped to 25 fps; {} frames, {} of them repeats; \
-             {} hops, {} frames in none; {} hops left out and {} made without a stream as the machine could not keep up; \
+             {} hops, {} more left out as nothing moved, {} frames in none; {} hops left out and {} made without a stream as the machine could not keep up; \
              opened again {} times",
             camera.id,
             c.pictures,
@@ -112,6 +115,7 @@ pub fn run(args: &Args) -> Result<()> {
             c.frames,
             c.repeated,
             tally.hops,
+            tally.skipped,
             tally.lost,
             tally.left_out,
             tally.partial,
@@ -188,6 +192,9 @@ fn plan(args: &Args) -> Result<Plan> {
     }
     if args.realtime {
         plan.cameras.iter_mut().for_each(|c| c.options.realtime = true);
+    }
+    if let Some(skip_still) = args.skip_still {
+        plan.cameras.iter_mut().for_each(|c| c.skip_still = skip_still);
     }
     Ok(plan)
 }

@@ -251,6 +251,14 @@ impl Progress {
         self.last
     }
 
+    /// A hop up to frame `last` was left out as nothing moved: states that are carried go on from there, while a window
+    /// has to be computed whole.
+    pub fn rest(&mut self, last: u64, reach: &Reach) {
+        if reach.carried {
+            self.last = Some(last);
+        }
+    }
+
     pub fn cut(&mut self) {
         self.last = None;
         self.since_cut = 0;
