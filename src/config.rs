@@ -410,7 +410,7 @@ path = "events"
         let errors = load(&text).unwrap_err();
         let expected = [
             "actiond.toml:8:1: ",
-            "actiond.toml:17:9: ",
+            "actiond.toml:18:9: ",
             "actiond.toml:12:10: ",
             "actiond.toml:14:6: ",
             "actiond.toml:15:10: ",
