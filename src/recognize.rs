@@ -622,6 +622,7 @@ impl<'a> Recognizer<'a> {
             flags: [
                 (state.progress.is_warming(&self.reach), event::Flag::Warming),
                 (state.degraded || state.live && self.load.relief() != Relief::NONE, event::Flag::Degraded),
+                (state.rest.is_resting(), event::Flag::Still),
             ]
             .into_iter()
             .filter_map(|(is, flag)| is.then_some(flag))
