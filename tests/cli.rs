@@ -103,7 +103,7 @@ fn events_are_whole_and_in_order() {
         assert_eq!(e["v"], 1);
         assert_eq!(e["seq"].as_u64(), Some(i as u64 + 1), "{e}");
         assert_eq!(e["id"].as_str().unwrap().len(), 26);
-        assert_eq!(e["mode"], "dense");
+        assert_eq!(e["mode"], "window");
         assert_eq!(e["end"].is_null(), e["phase"] != "end");
     }
     for start in events.iter().filter(|e| e["phase"] == "start") {

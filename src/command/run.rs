@@ -47,7 +47,7 @@ pub struct Args {
     /// Play files at their own pace, as if they were cameras: the newest picture wins.
     #[arg(long)]
     realtime: bool,
-    /// Leave out flow and streams while nothing moves, for every camera; `--skip-still=false` computes every hop.
+    /// Leave out flow and streams while nothing moves, for every camera (`--skip-still=false` computes every hop).
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     skip_still: Option<bool>,
     /// Stop when every recording has ended.
