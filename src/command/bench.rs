@@ -410,7 +410,7 @@ fn peak_rss_mb() -> f64 {
 
 fn table(report: &Report, streams: &[&str]) -> String {
     let mut lines = vec![format!(
-        "{} on {} ({}), {} windows, a hop of {} frames\n",
+        "{} on {} ({}), mode {}, a hop of {} frames\n",
         report.model, report.backend, report.precision, report.mode, report.hop
     )];
     lines.push(format!("  {:<18} {:>9} {:>9}", "ms", "p50", "p99"));

@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => inference::natural_mode(&model, plan.hop).0,
     };
     super::say(&format!(
-        "{}: good. {} camera{}, model {} ({} labels), {} windows, a hop of {} frames.",
+        "{}: good. {} camera{}, model {} ({} labels), mode {}, a hop of {} frames.",
         args.config.display(),
         plan.cameras.len(),
         if plan.cameras.len() == 1 { "" } else { "s" },

@@ -105,8 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return say_json(&report);
     }
-    let mut lines =
-        vec![format!("{} for {} windows, a hop of {hop} frames, on {backend}\n", report.model, report.mode)];
+    let mut lines = vec![format!("{} in mode {}, a hop of {hop} frames, on {backend}\n", report.model, report.mode)];
     for (name, c) in &report.streams {
         lines.push(format!(
             "  {name} ({}): {:.3} GMAC a dense window, {:.3} a hop: {:.2} times less",

@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
         handles.push(camera);
     }
     log::info!(
-        "{} on {} ({}), {} windows, a hop of {} frames; journal in {}",
+        "{} on {} ({}), mode {}, a hop of {} frames; journal in {}",
         model.manifest.name,
         recognizer.backend(),
         recognizer.precision(),
