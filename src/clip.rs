@@ -67,15 +67,19 @@ impl Clip {
             let n = self.frames.len();
             return self.score(model, network, n as i64, n, false, true);
         }
-        let windows = self.windows(model, network, hop)?;
-        let mut sum = windows[0].clone();
-        for logits in &windows[1..] {
-            for (s, l) in sum.iter_mut().flatten().zip(logits.iter().flatten()) {
-                *s += l;
+        let mut windows = self.windows(model, network, hop)?;
+        let count = windows.len() as f32;
+        let mut answer = windows.pop().unwrap_or_default();
+        for (i, (stream, logits)) in streams.iter().zip(&mut answer).enumerate() {
+            // What a network with a memory says last it says of the whole clip.
+            if stream.state.is_empty() {
+                for earlier in &windows {
+                    logits.iter_mut().zip(&earlier[i]).for_each(|(sum, l)| *sum += l);
+                }
+                logits.iter_mut().for_each(|sum| *sum /= count);
             }
         }
-        sum.iter_mut().flatten().for_each(|s| *s /= windows.len() as f32);
-        Ok(sum)
+        Ok(answer)
     }
 
     /// The logits of every hop from the first full window to the clip's end; see [`Clip::ends`].

@@ -163,7 +163,7 @@ def test_every_architecture_runs_live(name: str, backend: str, tmp_path: Path) -
     command = [str(binary), "run", "--model", str(model), "--backend", backend, "--hop", "40", *source]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    hops = int(re.search(r"(\d+) hops, 0 frames in none", done.stderr)[1])
+    hops = int(re.search(r"(\d+) hops, 0 more left out as nothing moved, 0 frames in none", done.stderr)[1])
     assert hops > 30
 
 
@@ -187,7 +187,8 @@ def whole_video(stream: intake.Stream, model: Path, clip: list[intake.Frames], h
         logits, *state = run.run(["logits", *(f"{name}_next" for name in carried)], {"input": x, **carried})
         carried = dict(zip(carried, state, strict=True))
         answers.append(logits[0])
-    return np.mean(answers, 0)
+    # What a network with a memory says last it says of the whole clip (the paper's ConvNet+LSTM).
+    return answers[-1] if stream.state else np.mean(answers, 0)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -1,6 +1,7 @@
 """`fetch` against a server that cuts, lies and forgets, and whole runs of the command on checkpoints made here."""
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -335,7 +336,10 @@ def test_a_killed_download_goes_on(server: Server, tmp_path: Path, blob: Blob) -
         "import sys; from pathlib import Path; from actiond_factory.fetch import Blob, download\n"
         "download(sys.argv[1], Path(sys.argv[2]), Blob(sys.argv[3], int(sys.argv[4])))"
     )
-    child = subprocess.Popen([sys.executable, "-c", program, f"{server.url}/data/it", target, blob.id, str(blob.size)])
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, f"{server.url}/data/it", target, blob.id, str(blob.size)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
     part = target.with_name("it.part")
     for _ in range(1000):
         if part.exists() and part.stat().st_size > 65_536:
