@@ -7,7 +7,7 @@ At `width=1.0` and 224 pixels it is I3D itself; at `width=0.25` and 64 pixels it
 Shapes are [batch, channels, time, height, width]. Time shrinks by 8, height and width by 32.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -219,38 +219,6 @@ class I3D(Inception):
         """
         weight = self.Conv3d_1a_7x7.conv.weight
         weight -= weight.mean(2, keepdim=True)
-
-    @torch.no_grad()
-    def adopt(self, weights: Callable[[str], tuple[Tensor, Tensor]], pictures: Tensor) -> None:
-        """Takes an exported network's weights, to train on.
-
-        `weights`: a unit's name to its folded weights and bias, `Logits/Conv3d_0c_1x1` too. Export has folded batch
-        norm away; what it normalizes by is measured anew on `pictures` [B, C, T, H, W] of the training data, and a
-        gamma, which is then left alone, undoes it: the same network again.
-        """
-        units = dict(self.units())
-        for name, unit in units.items():
-            weight, bias = weights(name)
-            unit.conv.weight.copy_(weight)
-            unit.norm.bias.copy_(bias)
-            unit.norm.running_mean.zero_()
-            unit.norm.running_var.fill_(1 - EPSILON)
-        weight, bias = weights("Logits/Conv3d_0c_1x1")
-        self.logits.weight.copy_(weight)
-        self.logits.bias.copy_(bias)
-        seen: dict[nn.Module, Tensor] = {}
-        hooks = [
-            unit.norm.register_forward_hook(lambda norm, x, _: seen.update({norm: x[0]})) for unit in units.values()
-        ]
-        self.eval()(pictures)
-        for hook in hooks:
-            hook.remove()
-        for norm, x in seen.items():
-            variance, mean = torch.var_mean(x, (0, 2, 3, 4))
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            norm.weight.copy_(torch.sqrt(variance + EPSILON))
-            norm.bias += mean
 
     def parameter_count(self) -> int:
         """Numbers in a checkpoint of the original: weights, logits, and batch norm's beta, mean and variance."""

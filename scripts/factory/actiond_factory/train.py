@@ -18,16 +18,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
-from onnx import numpy_helper
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .classes import LABELS
 from .data import EVALUATION_FRAMES, NOTHING, Augmentation, Batch, Clips, held_out, plain, training_batch
+from .errors import BadInput
 from .i3d import AUXILIARY_AT, I3D
+from .start import adopt, from_onnx, measure
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,25 @@ class Trainer:
         self.held_clips = Clips(Path(config.data) / "held")
         self.augmentation = Augmentation()
 
+    @torch.no_grad()
     def begin(self) -> None:
         """Takes the weights of the model that a new run starts from, if it has one."""
-        if not self.config.start_from or self.step:
+        config = self.config
+        if not config.start_from or self.step:
             return
-        graph = onnx.load(Path(self.config.start_from) / f"{self.config.stream}.onnx").graph
-        values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+        path = Path(config.start_from) / f"{config.stream}.onnx"
+        layers = from_onnx(path)
+        adopt(self.net, layers, str(path))
+        last = layers["Logits/Conv3d_0c_1x1"]
+        if last.weight.shape != self.net.logits.weight.shape:
+            raise BadInput(f"{path}: {len(last.weight)} classes, and the renders have {len(LABELS)}")
+        self.net.logits.weight.copy_(last.weight)
+        self.net.logits.bias.copy_(last.bias)
+        # Some batches: what batch norm was folded away by is measured anew.
         batch = training_batch(
-            self.train_clips,
-            self.config.stream,
-            self.config.seed,
-            0,
-            4 * self.config.batch,
-            self.config.short_frames,
-            self.augmentation,
+            self.train_clips, config.stream, config.seed, 0, 4 * config.batch, config.short_frames, self.augmentation
         )
-        self.net.adopt(lambda name: (values[f"{name}/weight"], values[f"{name}/bias"]), as_input(batch.x))
+        measure(self.net, as_input(batch.x))
         self.average.load_state_dict(self.net.state_dict())
 
     def fraction(self, spent: float) -> float:
