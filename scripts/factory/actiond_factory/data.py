@@ -178,6 +178,8 @@ class Augmentation:
     slowest: float = 0.75
     fastest: float = 1.35
     grey: float = 0.1
+    fade: float = 0.5
+    """chance that colours are toned down or up: renders are gaudier than rooms"""
     gain: float = 0.2
     """spread of brightness and contrast"""
 
@@ -210,6 +212,9 @@ class Augmentation:
         flat = np.ascontiguousarray(rgb).reshape(frames * SIZE, SIZE, 3)
         if rng.random() < self.grey:
             flat = cv2.cvtColor(cv2.cvtColor(flat, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        elif rng.random() < self.fade:
+            keep = rng.uniform(0.1, 1.2)
+            flat = cv2.transform(flat, keep * np.eye(3) + (1 - keep) * np.array([0.299, 0.587, 0.114]))
         contrast = 1 + rng.uniform(-self.gain, self.gain)
         gain = contrast * rng.uniform(0.94, 1.06, 3)
         offset = rng.uniform(-self.gain, self.gain) * 0.75

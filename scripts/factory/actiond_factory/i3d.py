@@ -17,6 +17,8 @@ from .inception import CHANNELS, MIXED, POOLS, scaled
 
 EPSILON = 1e-3
 AUXILIARY_AT = "Mixed_3c"
+FULL_PRECISION = ("Mixed_5b", "Mixed_5c")
+"""Modules that never run in bf16: on maps as small as theirs its weight gradients are now and then inf or nan."""
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -38,6 +40,22 @@ def max_pool_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -
     return pool(x, kernel, stride, padding=[front for front, _ in pads], ceil_mode=True)
 
 
+def stem_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """The stem's 7x7x7 convolution of stride 2 with SAME padding of even sizes, as one of stride 1 on 2x2x2 blocks.
+
+    The same numbers with the eight pictures' corners of a block as channels: 3 (or 2) channels leave the CPU's bf16
+    units idle, 24 (or 16) do not. A kernel of 7 becomes one of 8 whose last tap is zero, which is 4 blocks.
+    """
+    batch, channels, t, h, w = x.shape
+    x = x.permute(0, 2, 3, 4, 1).reshape(batch, t // 2, 2, h // 2, 2, w // 2, 2 * channels)
+    x = x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, t // 2, h // 2, w // 2, 8 * channels)
+    weight = F.pad(weight, (0, 1) * 3).reshape(-1, channels, 4, 2, 4, 2, 4, 2)
+    weight = weight.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(-1, 8 * channels, 4, 4, 4)
+    # Two pictures' padding in front is one block, three behind are two with the zero tap.
+    x = F.pad(x, (0, 0, *(1, 2) * 3)).permute(0, 4, 1, 2, 3)
+    return F.conv3d(x, weight)
+
+
 class Unit(nn.Module):
     """Convolution without bias, batch norm without gamma, ReLU: `Unit3D` of the original, or flat at rank 2."""
 
@@ -55,7 +73,10 @@ class Unit(nn.Module):
         kernel = self.conv.kernel_size[0]
         pads = [same_padding(n, kernel, self.stride) for n in x.shape[2:]]
         convolve = F.conv3d if len(pads) == 3 else F.conv2d
-        if all(front == back for front, back in pads):
+        stem = kernel == 7 and len(pads) == 3 and torch.is_autocast_enabled("cpu")
+        if stem and not any(n % 2 for n in x.shape[2:]):
+            x = stem_convolution(x.to(torch.bfloat16), self.conv.weight)
+        elif all(front == back for front, back in pads):
             x = convolve(x, self.conv.weight, None, self.stride, [front for front, _ in pads])
         else:
             x = convolve(F.pad(x, [p for pair in reversed(pads) for p in pair]), self.conv.weight, None, self.stride)
@@ -139,7 +160,11 @@ class Inception(nn.Module):
             for pool, first in (("3a_3x3", "Mixed_3b"), ("4a_3x3", "Mixed_4b"), ("5a_2x2", "Mixed_5b")):
                 if name == first:
                     x = self.pool(pool, x)
-            x = mixed(x)
+            if name in FULL_PRECISION:
+                with torch.autocast(x.device.type, enabled=False):
+                    x = mixed(x.float())
+            else:
+                x = mixed(x)
             yield name, x
 
     def last(self, x: Tensor) -> Tensor:
@@ -170,7 +195,8 @@ class I3D(Inception):
         """Logits [batch, classes] of the last map: average pool 2 x h x w, dropout, 1x1x1 convolution, mean."""
         x = F.avg_pool3d(x, (2, *x.shape[3:]), stride=1)
         x = F.dropout(x, self.dropout, self.training)
-        return self.logits(x).mean((2, 3, 4))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.logits(x).mean((2, 3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.last(x))

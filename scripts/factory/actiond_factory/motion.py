@@ -824,9 +824,9 @@ def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
 
 
 def wave(rng, p, start, stop, hands=(1,)):
-    """Wave on top of a pose `p` from `start` to `stop` s: forearm swings 1 to 3.2 times a second."""
+    """Wave on top of a pose `p` from `start` to `stop` s: the forearm swings to and fro, or the whole arm beckons."""
     t = p.t
-    freq = rng.uniform(1.0, 3.2)
+    freq = rng.uniform(0.8, 3.2)
     amp = rng.uniform(0.12, 0.4)
     up = rng.uniform(-0.1, 0.75)
     out = rng.uniform(0.15, 0.6)
@@ -834,10 +834,15 @@ def wave(rng, p, start, stop, hands=(1,)):
         :, None
     ]
     style = rng.random()
+    wide, folded = rng.uniform([0.45, -0.25, 0.1], [0.9, 0.3, 0.6]), rng.uniform([0.0, 0.15, 0.1], [0.3, 0.7, 0.4])
+    slow, alternate = rng.uniform(0.5, 1.5), rng.choice([0.0, 0.5])
     for k in hands:
         s = 1 if k == 0 else -1
         swing = amp * np.sin(2 * np.pi * freq * (t - start) + (0 if rng.random() < 0.6 else np.pi * k))
-        if style < 0.75:
+        if style < 0.25:  # waving somebody through, as who directs the traffic: from outstretched to the head and back
+            fold = ease(0.5 - 0.5 * np.cos(2 * np.pi * (slow * (t - start) + alternate * k)))[:, None]
+            point = (wide * (1 - fold) + folded * fold) * [s, 1, 1]
+        elif style < 0.8:
             point = np.stack(
                 [s * out + swing, up + 0.15 * np.cos(swing / amp * 1.3), np.full_like(t, rng.uniform(0.25, 0.6))], -1
             )
@@ -941,8 +946,10 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0, lunge
             p.hand[side] = p.hand[side] * (1 - w) + pull * w
             w = keys(t, [(now + wind * 0.7, 0), (hit, 1), (hit + hold, 1), (hit + hold + back, 0)])
             weights[side] = np.maximum(weights[side], w)
-            points[side] = np.where((t > now)[:, None], target, points[side])
             sgn = 1 if side == 0 else -1
+            # Straight, or swung from the side (a hook) or from below (an uppercut).
+            swung = rng.uniform([0.0, -0.4, 0.0], [0.4, 0.1, 0.0]) * [sgn, 1, 1] * (rng.random() < 0.5)
+            points[side] = np.where((t > now)[:, None], target + (1 - w)[:, None] * swung, points[side])
             p.twist += sgn * keys(t, [(now, 0), (now + wind, 0.45 * vigour), (hit, -0.6), (hit + hold + back, 0)])
             p.pitch += vigour * keys(t, [(now, 0), (hit, rng.uniform(0.05, 0.3)), (hit + hold + back, 0)])
             p.pelvis[:, 2] += keys(t, [(now, 0), (hit, 0.12), (hit + back + 0.1, 0)])

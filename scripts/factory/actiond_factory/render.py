@@ -352,8 +352,13 @@ def frame_camera(rng, script, poses, times, width, height, margin):
     if script.label == "nothing" or not active.any():
         active = np.ones(len(times), bool)
     main = poses[: max(1, script.main)]
-    cloud = np.concatenate([p[active] for p in main])
     kind = script.framing
+    if kind == "full" and rng.random() < 0.2:
+        kind = "crop"
+    if kind == "crop":
+        whole = rng.random() < 0.6
+        return crop_camera(rng, [p if whole else p[active] for p in main], width, height, margin)
+    cloud = np.concatenate([p[active] for p in main])
     if kind == "upper":
         focus = np.concatenate([p[active][:, [m.CHEST, m.NECK]] for p in main]).reshape(-1, 3).mean(0)
         frac = rng.uniform(1.2, 2.4)
@@ -369,7 +374,8 @@ def frame_camera(rng, script, poses, times, width, height, margin):
             focus[1] = rng.uniform(0.8, 1.25)
         frac = rng.uniform(0.65, 1.05) if kind == "tight" else float(np.exp(rng.uniform(np.log(0.32), np.log(1.1))))
         test = list(range(20))
-    fov = math.radians(rng.uniform(32, 85))
+    fov = math.radians(np.exp(rng.uniform(np.log(16), np.log(85))))
+    steepest = 0.85 if rng.random() < 0.2 else 0.5
     best = None
     for attempt in range(24):
         f = full_h / 2 / math.tan(fov / 2)
@@ -380,7 +386,7 @@ def frame_camera(rng, script, poses, times, width, height, margin):
             top = rng.uniform(0.25, 0.8)
         if kind in ("upper", "hands"):
             top = focus[1] + rng.uniform(-0.3, 0.5)
-        rise = np.clip(top - focus[1], -0.8 * dist, 0.85 * dist)
+        rise = np.clip(top - focus[1], -0.8 * dist, steepest * dist)
         away = math.sqrt(dist * dist - rise * rise)
         yaw = rng.uniform(0, 2 * math.pi)
         if kind in ("upper", "hands"):
@@ -417,6 +423,34 @@ def frame_camera(rng, script, poses, times, width, height, margin):
         if attempt % 2:
             frac = max(frac * 0.93, 0.27)
     return best[1]
+
+
+def crop_camera(rng, bodies, width, height, margin):
+    """A camera further off whose picture is cut to the people's whole way, as an editor or a detector cuts it.
+
+    `bodies`: a track [F, 20, 3] for each person. Two people are seen from the side.
+    """
+    cloud = np.concatenate([b.reshape(-1, 3) for b in bodies])
+    middle = (cloud.min(0) + cloud.max(0)) / 2
+    radius = np.linalg.norm(cloud - middle, axis=1).max()
+    dist = radius + np.exp(rng.uniform(np.log(2.0), np.log(12.0)))
+    elevation = np.clip(abs(rng.normal(0.1, 0.2)), 0, 0.8)
+    yaw = rng.uniform(0, 2 * math.pi)
+    if len(bodies) > 1:
+        apart = bodies[1][:, m.PELVIS].mean(0) - bodies[0][:, m.PELVIS].mean(0)
+        yaw = math.atan2(apart[0], apart[2]) + math.pi / 2 * rng.choice([-1, 1]) + rng.normal(0, 0.4)
+    away = dist * math.cos(elevation)
+    place = middle + [away * math.sin(yaw), dist * math.sin(elevation), away * math.cos(yaw)]
+    place[1] = max(place[1], 0.3)
+    full = width + 2 * margin, height + 2 * margin
+    roll = rng.normal(0, 0.02)
+    xy, _ = Camera(place, middle, roll, 1.0, 0, 0).project(cloud)
+    low, high = xy.min(0), xy.max(0)
+    # A limb may be cut off, or there is room to spare.
+    f = min(np.array([width, height]) * rng.uniform(0.72, 1.04, 2) / np.maximum(high - low, 1e-3))
+    slack = np.maximum(np.array([width, height]) - f * (high - low), 0) / 2
+    offset = -f * (low + high) / 2 + slack * rng.uniform(-0.8, 0.8, 2)
+    return Camera(place, middle, roll, f, *full, offset)
 
 
 # ---------------------------------------------------------------- clips and shards

@@ -209,7 +209,14 @@ def walking(rng, lib, split):
     elif r < 0.22:
         end = rng.uniform(2.2, 2.8)
         track = idle_after(rng, track[: int(end * m.RATE)])
-    return Script("walking", [fit(track)], src, onset, end, subject=subject)
+    actors = [fit(track)]
+    if rng.random() < 0.25:  # in company, or in a street: all walk
+        along = rng.choice([0.0, np.pi, rng.uniform(0, 2 * np.pi)])
+        for _ in range(int(rng.integers(1, 4))):
+            other = m.gait(rng, LENGTH, rng.uniform(0.6, 1.8)).solve()
+            x, z = rng.choice([-1, 1]) * rng.uniform(0.6, 1.8), rng.uniform(-2.0, 2.0)
+            actors.append(m.place(fit(other), x, z, along + m.facing(track[0]) + rng.normal(0, 0.2)))
+    return Script("walking", actors, src, onset, end, subject=subject)
 
 
 def curve(rng, p):
@@ -443,6 +450,8 @@ def waving(rng, lib, split):
     boxes, r = [], rng.random()
     if r < 0.68:
         p = m.stand(rng, LENGTH)
+        if rng.random() < 0.25:  # turning to somebody else meanwhile
+            p.yaw += m.keys(p.t, [(rng.uniform(0, 1), 0), (rng.uniform(1.4, 3.0), rng.uniform(-1.6, 1.6))])
     elif r < 0.88:
         height = rng.uniform(0.38, 0.55)
         p = m.seat(rng, LENGTH, height)
@@ -477,7 +486,7 @@ def strikes(kind):
             )
         if kind == "kicking" and rng.random() < 0.22:
             captured, alone = lib.pick(rng, "soccer_kick", split), alone or rng.random() < 0.6
-        count = int(rng.choice([1, 1, 1, 2, 3])) if kind != "pushing" else int(rng.choice([1, 1, 1, 2]))
+        count = int(rng.choice({"punching": [1, 1, 1, 2, 3, 6], "kicking": [1, 1, 1, 2, 3]}.get(kind, [1, 1, 1, 2])))
         distance = {
             "punching": rng.uniform(0.5, 0.8),
             "kicking": rng.uniform(0.65, 1.0),
@@ -527,7 +536,7 @@ def strikes(kind):
         if not alone:
             victim = fit(m.recoil(rng, LENGTH, contacts, kind, rng.uniform(0.5, 1.3)))
             actors.append(m.place(victim, x=rng.normal(0, 0.06), z=distance + 0.12, yaw=np.pi + rng.normal(0, 0.25)))
-        framing = "tight" if not alone and rng.random() < 0.6 else "full"
+        framing = "full" if alone else str(rng.choice(["crop", "tight", "full"], p=[0.5, 0.25, 0.25]))
         return Script(label, actors, src, onset, min(end, LENGTH), framing=framing, main=len(actors), subject=subject)
 
     return script
@@ -651,11 +660,15 @@ def pair(rng, s):
             p.reach[1] = (on, np.tile([-0.05, 1.1, distance / 2], (len(t), 1)))
         s.prop = (0, m.RHA, 0.0, (0, 0, 0))
     for p in (a, b):
+        if what != "hug" and rng.random() < 0.35:  # walks up first, as those who strike do
+            far, speed = rng.uniform(0.4, 1.8), rng.uniform(0.9, 2.2)
+            from_ = rng.uniform(-0.5, 0.6)
+            m.follow(p, m.keys(t, [(from_, -far), (from_ + far / speed, 0.0)]), rng.uniform(0.4, 0.8))
         p.pelvis[:, 2] -= apart / 2
         for f in p.foot:
             f[:, 2] -= apart / 2
     s.actors = [a.solve(), m.place(b.solve(), z=distance, yaw=np.pi + rng.normal(0, 0.1))]
-    s.framing = "tight" if rng.random() < 0.6 else "full"
+    s.framing = str(rng.choice(["crop", "tight", "full"], p=[0.45, 0.25, 0.3]))
 
 
 SCRIPTS = {

@@ -25,7 +25,9 @@ from tqdm import tqdm
 
 from .classes import LABELS
 from .data import EVALUATION_FRAMES, NOTHING, Augmentation, Batch, Clips, held_out, plain, training_batch
+from .errors import BadInput
 from .i3d import AUXILIARY_AT, I3D
+from .start import adopt, from_onnx, measure
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ class Config:
     steps: int = 0
     """if not 0, the budget is this many steps and not minutes (tests: the same numbers whatever the speed)"""
     seed: int = 1
+    start_from: str = ""
+    """folder of an exported model whose weights the run begins with; empty: from scratch"""
     width: float = 0.25
     dropout: float = 0.1
+    precision: str = "f32"
+    """of the activations: "f32" or "bf16" (weights, their updates and the last two modules stay f32)"""
     batch: int = 16
     rate: float = 2e-3
     warm_up: int = 100
@@ -100,6 +106,27 @@ class Trainer:
         self.held_clips = Clips(Path(config.data) / "held")
         self.augmentation = Augmentation()
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Takes the weights of the model that a new run starts from, if it has one."""
+        config = self.config
+        if not config.start_from or self.step:
+            return
+        path = Path(config.start_from) / f"{config.stream}.onnx"
+        layers = from_onnx(path)
+        adopt(self.net, layers, str(path))
+        last = layers["Logits/Conv3d_0c_1x1"]
+        if last.weight.shape != self.net.logits.weight.shape:
+            raise BadInput(f"{path}: {len(last.weight)} classes, and the renders have {len(LABELS)}")
+        self.net.logits.weight.copy_(last.weight)
+        self.net.logits.bias.copy_(last.bias)
+        # Some batches: what batch norm was folded away by is measured anew.
+        batch = training_batch(
+            self.train_clips, config.stream, config.seed, 0, 4 * config.batch, config.short_frames, self.augmentation
+        )
+        measure(self.net, as_input(batch.x))
+        self.average.load_state_dict(self.net.state_dict())
+
     def fraction(self, spent: float) -> float:
         """Share of the budget that is used up."""
         if self.config.steps:
@@ -109,7 +136,9 @@ class Trainer:
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Classification and weighted auxiliary loss."""
         config = self.config
-        logits, side = self.net.forward_training(as_input(batch.x), self.auxiliary)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            logits, side = self.net.forward_training(as_input(batch.x), self.auxiliary)
+        side = side.float()
         main = F.cross_entropy(logits, torch.from_numpy(batch.label), label_smoothing=config.smoothing)
         moving = torch.from_numpy(batch.moving)
         if not batch.moving.any():
@@ -219,6 +248,7 @@ class Trainer:
         losses: list[tuple[float, float]] = []
         top1 = float("nan")
         self.wait_for_shards()
+        self.begin()
         bar = tqdm(total=1.0, initial=min(self.fraction(self.spent), 1.0), bar_format="{l_bar}{bar}| {postfix}")
         first = self.step
         while (fraction := self.fraction(self.spent)) < 1.0 and (stop_after is None or self.step - first < stop_after):
@@ -341,11 +371,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run's folder; an interrupted run goes on")
     parser.add_argument("--minutes", type=float, default=Config.minutes, help="wall-clock budget of the whole run")
     parser.add_argument("--seed", type=int, default=Config.seed)
+    parser.add_argument("--from", dest="start_from", default="", help="exported model to begin with, not from scratch")
     parser.add_argument("--width", type=float, default=Config.width, help="of I3D's channels")
     parser.add_argument("--switch", type=float, default=Config.switch, help="share of the budget at 32 pictures")
     parser.add_argument("--batch", type=int, default=Config.batch)
     parser.add_argument("--rate", type=float, default=Config.rate, help="peak learning rate")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "f32", "bf16"],
+        default="auto",
+        help="of the activations; auto: bf16 where the CPU has instructions for it",
+    )
     parser.add_argument("--threads", type=int, default=1)
+
+
+def precision(wanted: str) -> str:
+    """`auto` becomes bf16 where the CPU multiplies it (AMX or AVX-512), which trains 1.3 to 1.9 times faster."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "f32"
 
 
 def main(args: argparse.Namespace) -> int:
@@ -356,10 +400,12 @@ def main(args: argparse.Namespace) -> int:
         data=args.data,
         minutes=args.minutes,
         seed=args.seed,
+        start_from=args.start_from,
         width=args.width,
         switch=args.switch,
         batch=args.batch,
         rate=args.rate,
+        precision=precision(args.precision),
     )
     start(config, args.out).run()
     return 0

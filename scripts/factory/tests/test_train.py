@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: only the commands that train need it")
 
 from actiond_factory import export, model, train
 from actiond_factory.data import Augmentation, Clips, View, cells, training_batch
-from actiond_factory.i3d import EPSILON, I3D, max_pool_same, same_padding
+from actiond_factory.i3d import EPSILON, FULL_PRECISION, I3D, max_pool_same, same_padding, stem_convolution
 
 LABELS = len(export.LABELS)
 
@@ -106,6 +107,52 @@ def test_folding_undoes_batch_norm() -> None:
     x = torch.randn(1, 16, 2, 4, 4)
     torch.testing.assert_close(torch.relu(torch.nn.functional.conv3d(x, weight, bias)), unit(x), atol=1e-5, rtol=1e-4)
     assert EPSILON == 1e-3
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_the_stem_on_blocks_is_the_stem(channels: int) -> None:
+    torch.manual_seed(5)
+    x, weight = torch.randn(2, channels, 8, 16, 12), torch.randn(4, channels, 7, 7, 7)
+    pads = [p for n in reversed(x.shape[2:]) for p in same_padding(n, 7, 2)]
+    plain = torch.nn.functional.conv3d(torch.nn.functional.pad(x, pads), weight, None, 2)
+    torch.testing.assert_close(stem_convolution(x, weight), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_bf16_gives_the_gradients_of_f32_and_keeps_the_weights_f32(renders: Path, tmp_path: Path) -> None:
+    slopes = {}
+    for precision in ("f32", "bf16"):
+        config = train.Config("rgb", str(renders), batch=4, precision=precision, dropout=0.0)
+        trainer = train.Trainer(config, tmp_path)
+        trainer.train_clips.rescan()
+        batch = training_batch(trainer.train_clips, "rgb", 1, 0, 4, 16, Augmentation())
+        kinds: dict[str, torch.dtype] = {}
+        for name, mixed in trainer.net.mixed.items():
+            mixed.register_forward_hook(lambda _, x, y, name=name, kinds=kinds: kinds.update({name: y.dtype}))
+        sum(trainer.losses(batch)).backward()
+        small = torch.float32 if precision == "f32" else torch.bfloat16
+        assert kinds == {name: torch.float32 if name in FULL_PRECISION else small for name in kinds}
+        assert all(p.dtype == torch.float32 for p in trainer.net.parameters())
+        assert all(torch.isfinite(p.grad).all() for p in trainer.net.parameters() if p.grad is not None)
+        slopes[precision] = trainer.net.logits.weight.grad.flatten()
+    # An untrained network's first layers are as sensitive to a grey level of noise as to bf16: compare the last one.
+    assert torch.nn.functional.cosine_similarity(slopes["f32"], slopes["bf16"], dim=0) > 0.95
+
+
+def test_a_run_can_start_from_an_exported_model(renders: Path, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    net = I3D("flow", LABELS).eval()
+    for _, unit in net.units():
+        unit.norm.running_mean.normal_(0, 0.1)
+        unit.norm.running_var.uniform_(0.5, 2)
+    onnx.save(export.build(net), tmp_path / "flow.onnx")
+    trainer = train.start(train.Config("flow", str(renders), start_from=str(tmp_path)), tmp_path / "run")
+    trainer.train_clips.rescan()
+    trainer.begin()
+    clips = np.arange(8)
+    expected = train.predict(net, trainer.train_clips, clips, 64)
+    np.testing.assert_allclose(train.predict(trainer.average, trainer.train_clips, clips, 64), expected, atol=1e-4)
+    # It normalizes as training does, by statistics of the data, not by none.
+    assert trainer.net.Conv3d_2c_3x3.norm.running_mean.abs().max() > 1e-3
 
 
 def test_the_projection_keeps_the_stem_blind_to_what_stands_still(renders: Path, tmp_path: Path) -> None:
