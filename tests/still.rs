@@ -133,10 +133,19 @@ fn an_action_between_two_rests_is_told_the_same_in_every_mode() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rest.mp4");
     rest_action_rest(&path);
+    // Scores differ by up to 0.02 for a while behind a rest (`after_a_rest_the_scores_go_on`): with a threshold that one
+    // of this clip's hops just touches, an event would begin at that hop or at another. None does at this one.
+    let config = folder.path().join("actiond.toml");
+    let text = format!(
+        "[model]\npath = {:?}\n[[camera]]\nid = \"rest\"\nsource = {:?}\n[events]\nstart = 0.65\nend = 0.3\n",
+        root().join("models/default"),
+        path
+    );
+    std::fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
     for mode in MODES {
-        let clip = std::slice::from_ref(&path);
-        let off = Told::watch(&["--mode", mode.name(), "--skip-still=false"], clip);
-        let on = Told::watch(&["--mode", mode.name(), "--skip-still=true"], clip);
+        let off = Told::watch(&["--mode", mode.name(), "--skip-still=false", config], &[]);
+        let on = Told::watch(&["--mode", mode.name(), "--skip-still=true", config], &[]);
         let moved = same(&off, &on, mode.name());
         let events: usize = off.ended().values().map(Vec::len).sum();
         eprintln!("{}: {events} events, {} hops left out; moved by {moved} s at most", mode.name(), on.skipped());
