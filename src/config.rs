@@ -18,6 +18,7 @@ use crate::{
 
 /// The shipped model, beside the binary's project folder or in the working folder.
 pub const DEFAULT_MODEL: &str = "models/default";
+/// Frames from one hop to the next for a model that says nothing of it; see [`crate::model::Model::hop`].
 pub const DEFAULT_HOP: usize = 8;
 pub const DEFAULT_JOURNAL: &str = "journal";
 /// Off: of 51 events of real clips it moved one by two hops; see `docs/performance.md`.
@@ -32,7 +33,8 @@ pub struct Plan {
     pub backends: Vec<String>,
     /// How a hop is computed; what suits the model ([`crate::inference::natural_mode`]) where it is left out.
     pub mode: Option<Mode>,
-    pub hop: usize,
+    /// Frames from one hop to the next; the model's own where it is left out.
+    pub hop: Option<usize>,
     pub cameras: Vec<Camera>,
     pub events: Decision,
     pub journal: PathBuf,
@@ -126,7 +128,7 @@ impl Plan {
             model: default_model(),
             backends: Vec::new(),
             mode: None,
-            hop: DEFAULT_HOP,
+            hop: None,
             cameras: Vec::new(),
             events: Decision::default(),
             journal: DEFAULT_JOURNAL.into(),
@@ -207,7 +209,7 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
                 format!("a hop of {} frames is not within 1..{}", hop.get_ref(), crate::ring::WINDOW),
             ));
         }
-        plan.hop = hop.into_inner();
+        plan.hop = Some(hop.into_inner());
     }
     if let Some(path) = file.journal.path {
         plan.journal = folder.join(path);
@@ -395,7 +397,7 @@ path = "events"
         assert_eq!(plan.cameras.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["door", "yard"]);
         assert_eq!(plan.cameras[0].region, Region([0.1, 0.0, 0.8, 1.0]));
         assert_eq!((plan.cameras[0].skip_still, plan.cameras[1].skip_still), (DEFAULT_SKIP_STILL, true));
-        assert_eq!((plan.events.start, plan.hop), (Some(0.6), 8));
+        assert_eq!((plan.events.start, plan.hop), (Some(0.6), Some(8)));
         assert!(plan.journal.ends_with("events") && plan.journal.is_absolute());
     }
 

@@ -125,7 +125,7 @@ fn weight(fusion: &Fusion, stream: &str) -> f32 {
     fusion.weights.get(stream).copied().unwrap_or(1.0)
 }
 
-fn softmax(values: &mut [f32]) {
+pub fn softmax(values: &mut [f32]) {
     let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
     for v in values.iter_mut() {

@@ -15,7 +15,7 @@ use super::{run, say, say_json};
 use crate::{
     camera::{Camera, Feed},
     clip, compile,
-    config::{self, DEFAULT_HOP, Mode},
+    config::{self, Mode},
     decide::{self, Decider, HopScores},
     error::{Error, Kind, Result},
     event::Event,
@@ -45,9 +45,9 @@ pub struct Args {
     source: PathBuf,
     #[arg(long, value_enum, default_value = "dense")]
     mode: Mode,
-    /// Frames from one hop to the next.
-    #[arg(long, default_value_t = DEFAULT_HOP as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
-    hop: u16,
+    /// Frames from one hop to the next; the model's own where it is left out.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hop: Option<u16>,
     /// Backend to use; may be given several times, tried in order.
     #[arg(long)]
     backend: Vec<String>,
@@ -134,7 +134,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::config(format!("{}: there is no such clip; give one with --source", args.source.display())));
     }
     let model = Model::load(&args.model)?;
-    let hop = usize::from(args.hop);
+    let hop = model.hop(args.hop.map(usize::from))?;
     let options = LoadOptions { mode: args.mode, hop, ..LoadOptions::default() };
     let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
     let mut precision: Vec<&str> = network.precision().iter().map(|p| p.name()).collect();
@@ -353,7 +353,7 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
             Ok(())
         }
     }
-    let (window, hop) = (clip::window(model), usize::from(args.hop));
+    let (window, hop) = (clip::window(model), model.hop(args.hop.map(usize::from))?);
     let (specs, _) = scale::views(&model.manifest);
     let bell = Arc::new(Bell::default());
     let mut configs = Vec::new();

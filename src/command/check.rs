@@ -20,15 +20,15 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let plan = load(&args.config)?;
     let model = Model::load(&plan.model)?;
-    Decider::new(&model, &plan.events, plan.hop)
-        .map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
+    let hop = model.hop(plan.hop).map_err(|e| e.context(format!("{}: [model]", args.config.display())))?;
+    Decider::new(&model, &plan.events, hop).map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
     let mode = match plan.mode {
         Some(mode) => {
-            inference::check_mode(&model, mode, plan.hop)
+            inference::check_mode(&model, mode, hop)
                 .map_err(|e| e.context(format!("{}: [model]", args.config.display())))?;
             mode
         }
-        None => inference::natural_mode(&model, plan.hop).0,
+        None => inference::natural_mode(&model, hop).0,
     };
     super::say(&format!(
         "{}: good. {} camera{}, model {} ({} labels), mode {}, a hop of {} frames.",
@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
         model.manifest.name,
         model.labels.len(),
         mode.name(),
-        plan.hop,
+        hop,
     ))
 }
 

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::{say, say_json};
 use crate::{
     compile::{self, Packed, Program},
-    config::{DEFAULT_HOP, Mode},
+    config::Mode,
     error::{Error, Result},
     inference::{self, Hop, Lane, LoadOptions, Tensor, request},
     input,
@@ -31,9 +31,9 @@ pub struct Args {
     model: PathBuf,
     #[arg(long, value_enum)]
     mode: Mode,
-    /// Frames from one hop to the next.
-    #[arg(long, default_value_t = DEFAULT_HOP as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
-    hop: u16,
+    /// Frames from one hop to the next; the model's own where it is left out.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hop: Option<u16>,
     /// Where to write the graphs; a folder `MODE-HOP` in build/ where it is left out.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::config("mode dense runs the graphs as they are; compile for window, carried or continuous"));
     }
     let model = Model::load(&args.model)?;
-    let hop = usize::from(args.hop);
+    let hop = model.hop(args.hop.map(usize::from))?;
     let out = args
         .out
         .clone()

@@ -16,7 +16,7 @@ use crate::{
         say, say_json,
         timeline::{self, Seen, Truth},
     },
-    config::{DEFAULT_HOP, Mode},
+    config::Mode,
     decide::{self, Decider, HopScores, Phase},
     error::{Error, Result},
     inference::{self, LoadOptions, Reach},
@@ -49,9 +49,9 @@ pub struct Args {
     precision: Option<Precision>,
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
-    /// Frames from one hop to the next.
-    #[arg(long, default_value_t = DEFAULT_HOP as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
-    hop: u16,
+    /// Frames from one hop to the next; the model's own where it is left out.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hop: Option<u16>,
     /// Where to draw the confusion matrix.
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
@@ -132,7 +132,7 @@ pub fn run(args: &Args) -> Result<()> {
             model.labels.join(", ")
         )));
     }
-    let hop = usize::from(args.hop);
+    let hop = model.hop(args.hop.map(usize::from))?;
     let options = LoadOptions { precision: args.precision, mode: args.mode, hop, ..LoadOptions::default() };
     let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
     let by = decide::by_label(&model, &Default::default())?;
@@ -258,7 +258,7 @@ fn score(
     let truths = if beside.is_file() { timeline::read(&beside)? } else { Vec::new() };
     let clip = Clip::read(path, model)?;
     if label.is_some() && truths.is_empty() && !by.contains(&By::Peak) {
-        let video = fused(model, &clip.whole_video(model, network, hop)?)?;
+        let video = fused(model, &clip.whole_video(model, network, hop)?.0)?;
         let scores = video.streams.into_iter().chain([video.fused]).collect();
         return Ok(Scored { scores, truths, seen: Vec::new() });
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     clip::{Clip, fused, ranked},
-    config::{DEFAULT_HOP, Mode},
+    config::Mode,
     error::Result,
     inference::{self, LoadOptions},
     model::{Model, Precision, Rule},
@@ -27,9 +27,9 @@ pub struct Args {
     precision: Option<Precision>,
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
-    /// Frames from one hop to the next, where the clip is scored hop by hop.
-    #[arg(long, default_value_t = DEFAULT_HOP as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
-    hop: u16,
+    /// Frames from one hop to the next, where the clip is scored hop by hop; the model's own where it is left out.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hop: Option<u16>,
     /// Print one JSON document and nothing else.
     #[arg(long)]
     json: bool,
@@ -42,6 +42,8 @@ struct Report {
     backend: &'static str,
     mode: &'static str,
     frames: usize,
+    /// `whole`, `hops`, `samples` or `last-hop`.
+    protocol: &'static str,
     streams: BTreeMap<String, Scored>,
     fused: Scored,
 }
@@ -60,15 +62,11 @@ struct Top {
 
 pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model)?;
+    let hop = model.hop(args.hop.map(usize::from))?;
     let clip = Clip::read(&args.clip, &model)?;
-    let options = LoadOptions {
-        precision: args.precision,
-        mode: args.mode,
-        hop: usize::from(args.hop),
-        ..LoadOptions::default()
-    };
+    let options = LoadOptions { precision: args.precision, mode: args.mode, hop, ..LoadOptions::default() };
     let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
-    let logits = clip.whole_video(&model, network.as_mut(), usize::from(args.hop))?;
+    let (logits, protocol) = clip.whole_video(&model, network.as_mut(), hop)?;
     let scores = fused(&model, &logits)?;
     let top = |probabilities: &[f32]| {
         let best = ranked(probabilities).into_iter().take(5);
@@ -85,6 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
         backend,
         mode: args.mode.name(),
         frames: clip.frames.len(),
+        protocol: protocol.name(),
         streams: streams.map(|((s, l), p)| (s.name.clone(), Scored { logits: l.clone(), top: top(p) })).collect(),
         fused: Scored { logits: fused_logits, top: top(&scores.fused) },
     };
@@ -92,7 +91,8 @@ pub fn run(args: &Args) -> Result<()> {
         return super::say_json(&report);
     }
     let (frames, model) = (report.frames, &report.model);
-    let mut lines = vec![format!("{}: {frames} frames at 25 fps, {model} on {backend}", args.clip.display())];
+    let mut lines =
+        vec![format!("{}: {frames} frames at 25 fps, {protocol}, {model} on {backend}", args.clip.display())];
     for (name, scored) in report.streams.iter().map(|(n, s)| (n.as_str(), s)).chain([("fused", &report.fused)]) {
         let line: Vec<String> = scored.top.iter().map(|t| format!("{} {:.1} %", t.label, t.score * 100.0)).collect();
         lines.push(format!("  {name:<6} {}", line.join("   ")));

@@ -38,7 +38,7 @@ pub struct Args {
     /// How a hop is computed; `window` where the model allows it, else `dense`.
     #[arg(long, value_enum)]
     mode: Option<Mode>,
-    /// Frames from one hop to the next.
+    /// Frames from one hop to the next; the model's own where it is left out.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     hop: Option<u16>,
     /// Folder of the journal.
@@ -62,21 +62,22 @@ pub fn run(args: &Args) -> Result<()> {
     let plan = plan(args)?;
     let truths = args.timeline.as_deref().map(timeline::read).transpose()?;
     let model = Model::load(&plan.model)?;
+    let hop = model.hop(plan.hop)?;
     let shutdown = Shutdown::on_signals()?;
     let bell = Arc::new(Bell::default());
     let (specs, _) = scale::views(&model.manifest);
 
-    let deciders = plan.cameras.iter().map(|_| Decider::new(&model, &plan.events, plan.hop));
+    let deciders = plan.cameras.iter().map(|_| Decider::new(&model, &plan.events, hop));
     let deciders = deciders.collect::<Result<Vec<_>>>()?;
     let mut output = Output { journal: Journal::open(&plan.journal)?, printer: Printer::new(), ended: Vec::new() };
     let mode = plan.mode.unwrap_or_else(|| {
-        let (mode, why) = inference::natural_mode(&model, plan.hop);
+        let (mode, why) = inference::natural_mode(&model, hop);
         if let Some(why) = why {
             log::info!("dense windows, computed whole: {why}");
         }
         mode
     });
-    let identity = Identity { device: plan.device.clone(), mode, hop: plan.hop };
+    let identity = Identity { device: plan.device.clone(), mode, hop };
     let mut recognizer = Recognizer::new(&model, &plan.backends, identity)?;
     let mut handles: Vec<Arc<Camera>> = Vec::new();
     for (camera, decider) in plan.cameras.iter().zip(deciders) {
@@ -90,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
         recognizer.backend(),
         recognizer.precision(),
         mode.name(),
-        plan.hop,
+        hop,
         plan.journal.display()
     );
 
@@ -186,7 +187,7 @@ fn plan(args: &Args) -> Result<Plan> {
         plan.backends = args.backend.clone();
     }
     plan.mode = args.mode.or(plan.mode);
-    plan.hop = args.hop.map_or(plan.hop, usize::from);
+    plan.hop = args.hop.map(usize::from).or(plan.hop);
     if let Some(journal) = &args.journal {
         plan.journal = journal.clone();
     }

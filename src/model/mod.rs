@@ -45,6 +45,11 @@ pub struct Manifest {
     pub labels: PathBuf,
     /// The label that stands for no action; never an event.
     pub background: Option<String>,
+    /// Frames from one hop to the next that it was made for. A network with a memory takes no other.
+    pub hop: Option<usize>,
+    /// Steps, spread evenly over a whole clip, whose predictions are averaged for it, as the paper does with its
+    /// Two-Stream (25); every hop where it is left out.
+    pub samples: Option<usize>,
     pub fusion: Fusion,
     #[serde(rename = "stream")]
     pub streams: Vec<Stream>,
@@ -389,6 +394,26 @@ impl Model {
         Ok(bytes)
     }
 
+    /// Frames from one hop to the next: those that are asked for, or what the model was made for, or 8.
+    ///
+    /// Errors: `Config` where a network with a memory is asked for another hop than its own: time would run faster or
+    /// slower for it than in its training.
+    pub fn hop(&self, asked: Option<usize>) -> Result<usize> {
+        let own = self.manifest.hop.unwrap_or(config::DEFAULT_HOP);
+        match asked {
+            Some(hop) if hop != own && self.has_memory() => Err(Error::config(format!(
+                "{} remembers from hop to hop and was made for hops of {own} frames, not {hop}; leave `hop` out",
+                self.manifest.name
+            ))),
+            asked => Ok(asked.unwrap_or(own)),
+        }
+    }
+
+    /// Whether a network carries a state of its own from step to step, as an LSTM does.
+    pub fn has_memory(&self) -> bool {
+        self.manifest.streams.iter().any(|s| !s.state.is_empty())
+    }
+
     pub fn stream_names(&self) -> Vec<&str> {
         self.manifest.streams.iter().map(|s| s.name.as_str()).collect()
     }
@@ -445,6 +470,15 @@ impl Model {
                     return wrong(format!("a second file of precision {}", file.precision.name()));
                 }
             }
+        }
+        if m.hop.is_some_and(|hop| !(1..=WINDOW).contains(&hop)) {
+            return wrong(format!("hop is not within 1..{WINDOW}"));
+        }
+        if m.samples.is_some_and(|n| !(1..=10_000).contains(&n)) {
+            return wrong("samples is not within 1..10000".into());
+        }
+        if m.samples.is_some() && self.has_memory() {
+            return wrong("samples: a network with a state must see every hop; leave it out".into());
         }
         if m.continuous.columns.is_some_and(|k| !(1..=1024).contains(&k)) {
             return wrong("continuous: columns is not within 1..1024".into());
@@ -635,9 +669,28 @@ by = "peak"
     }
 
     #[test]
+    fn a_network_with_a_memory_takes_its_own_hop_only() {
+        let hop = |manifest: &str, asked| Model::load(folder(manifest).path()).unwrap().hop(asked);
+        let five = MANIFEST.replacen("fps = 25", "fps = 25\nhop = 5", 1);
+        assert_eq!(hop(&five, None).unwrap(), 5);
+        assert_eq!(hop(&five, Some(5)).unwrap(), 5);
+        assert_eq!(hop(MANIFEST, None).unwrap(), 8);
+        let e = hop(&five, Some(8)).unwrap_err();
+        assert_eq!(e.kind(), Kind::Config);
+        assert!(e.to_string().contains("was made for hops of 5 frames, not 8"), "{e}");
+        let forgetful = five.replacen("state = [{ input = \"h\", output = \"h2\", shape = [1, 8] }]", "", 1);
+        assert_ne!(forgetful, five);
+        assert_eq!(hop(&forgetful, Some(8)).unwrap(), 8);
+        assert_eq!(hop(&forgetful, None).unwrap(), 5);
+    }
+
+    #[test]
     fn what_is_wrong_with_a_manifest_is_one_sentence_that_names_it() {
         for (from, to, sentence) in [
             ("fps = 25", "fps = 30", "fps is 30; the daemon's frames come at 25"),
+            ("fps = 25", "fps = 25\nhop = 65", "hop is not within 1..64"),
+            ("fps = 25", "fps = 25\nsamples = 0", "samples is not within 1..10000"),
+            ("fps = 25", "fps = 25\nsamples = 25", "samples: a network with a state must see every hop"),
             ("name = \"flow\"", "name = \"rgb\"", "stream `rgb`: a second stream of this name"),
             ("frames = 16", "frames = 0", "stream `rgb`: frames, step and stack must be at least 1"),
             ("frames = 16", "frames = 17", "stream `rgb`: reaches over 65 frames; the window holds 64"),

@@ -16,7 +16,8 @@ Table 1 has whole millions: some of its figures are cut and some rounded. Batch 
 bias here; the paper does not say how many of them it counts, which is 0.1 M at most and changes no figure.
 
 In testing the paper shows 2 such examples in a row to (a), 15 to (b), 25 to (c) and 5 to (d), and 250 frames at once to
-(e). `actiond infer` and `eval` average over windows that overlap, one every hop, over however long a clip is.
+(e). `actiond infer` and `eval` take as many samples of (c), spread over however long a clip is, the last output of (a),
+one pass over (e), and of the others the mean of windows that overlap, one every hop.
 
 Flow is what the daemon computes live, DIS, and not the paper's TV-L1, which a live camera cannot wait for.
 """
@@ -75,6 +76,10 @@ class Architecture:
     graph: Callable[[Stream, Weights], Graph]
     steps: int = 1
     """network steps that one training example spans: above 1 where state is carried from step to step"""
+    hop: int | None = None
+    """frames from one step to the next, where the network was made for a certain one"""
+    samples: int | None = None
+    """steps that a whole clip's predictions are averaged over, spread evenly; every hop where it is None"""
     smooth: int = 3
     """hops that a live score is the mean of: some 2.5 s of hops of 8 where a step itself sees little"""
 
@@ -346,6 +351,7 @@ _ALL = (
         lstm_shapes,
         lstm_graph,
         steps=25,
+        hop=5,
     ),
     Architecture(
         "3d-convnet", "(b) C3D with batch norm, on 16 frames", 112, c3d_streams, c3d_shapes, c3d_graph, smooth=8
@@ -357,6 +363,7 @@ _ALL = (
         two_stream_streams,
         two_stream_shapes,
         two_stream_graph,
+        samples=25,
         smooth=8,
     ),
     Architecture(

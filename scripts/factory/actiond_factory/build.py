@@ -88,6 +88,8 @@ def main(args: argparse.Namespace) -> int:
         source=f"random weights, seed {args.seed}, width {args.width:g}: right in shape and speed, blind to everything",
         labels=labels,
         streams=streams,
+        hop=architecture.hop,
+        samples=architecture.samples,
         decision=architecture.decision(streams),
     )
     with staged(args.out) as folder:

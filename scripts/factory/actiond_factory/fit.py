@@ -491,6 +491,8 @@ def write_model(runs: list[Path], out: Path) -> None:
         source="trained by factory fit",
         labels=labels,
         streams=streams,
+        hop=ARCHITECTURES[first.architecture].hop,
+        samples=ARCHITECTURES[first.architecture].samples,
         decision=ARCHITECTURES[first.architecture].decision(streams),
     )
     with staged(out) as folder:

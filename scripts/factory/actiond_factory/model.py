@@ -123,6 +123,8 @@ class Manifest:
     rule: str = "probabilities"
     weights: dict[str, float] = field(default_factory=dict)
     background: str | None = None
+    hop: int | None = None
+    samples: int | None = None
     decision: str = ""
     """the [decision] tables, as TOML"""
     version: str = "1"
@@ -135,6 +137,9 @@ class Manifest:
         text += 'fps = 25\nlabels = "labels.txt"\n'
         if self.background is not None:
             text += f"background = {json.dumps(self.background, ensure_ascii=False)}\n"
+        for key in ("hop", "samples"):
+            if getattr(self, key) is not None:
+                text += f"{key} = {getattr(self, key)}\n"
         text += f'\n[fusion]\nrule = "{self.rule}"\n'
         if self.weights:
             shares = ", ".join(f"{name} = {share:.2f}" for name, share in self.weights.items())

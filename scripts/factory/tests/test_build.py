@@ -1,6 +1,7 @@
 """`factory build`: models of the paper's architectures with random weights."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from actiond_factory import __main__ as command
 from actiond_factory import intake
 from actiond_factory.architectures import ARCHITECTURES
-from actiond_factory.model import Stream, session, sha256
+from actiond_factory.model import Stream, log_softmax, session, sha256
 
 ROOT = Path(__file__).parents[3]
 
@@ -160,7 +161,8 @@ def test_every_architecture_runs_live(name: str, backend: str, tmp_path: Path) -
     model = tmp_path / "model"
     assert build(name, "--classes", 3, "--size", 32, "--width", 0.1, "--out", model) == 0
     source = ["--source", str(ROOT / "demo" / "demo.mp4"), "--until-end", "--journal", str(tmp_path / "journal")]
-    command = [str(binary), "run", "--model", str(model), "--backend", backend, "--hop", "40", *source]
+    command = [str(binary), "run", "--model", str(model), "--backend", backend, *source]
+    command += [] if name == "convnet-lstm" else ["--hop", "40"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     hops = int(re.search(r"(\d+) hops, 0 more left out as nothing moved, 0 frames in none", done.stderr)[1])
@@ -169,8 +171,8 @@ def test_every_architecture_runs_live(name: str, backend: str, tmp_path: Path) -
 
 def whole_video(stream: intake.Stream, model: Path, clip: list[intake.Frames], hop: int, reach: int) -> np.ndarray:
     """What `actiond infer` makes of a clip (`src/clip.rs`): convolutionally as a whole where the graph allows it, else
-    the mean of its hops, the first when the model's longest stream (`reach`) is full and one at the clip's end; state
-    is carried from hop to hop."""
+    the mean of its hops' predictions, the first when the model's longest stream (`reach`) is full and one at the clip's
+    end; 25 samples of Two-Stream; the last hop where state is carried from hop to hop."""
     run = session(model / stream.files["f32"])
     count = len(clip)
     open_time = isinstance(run.get_inputs()[0].shape[2], str)
@@ -178,7 +180,9 @@ def whole_video(stream: intake.Stream, model: Path, clip: list[intake.Frames], h
         whole = replace(stream, frames=count)
         return run.run(["logits"], {"input": intake.tensor(whole, 0, clip, count)})[0][0]
     ends = [*range(reach, count + 1, hop)]
-    ends += [count] if not ends or ends[-1] != count else []
+    ends += [count] if not stream.state and ends[-1] != count else []
+    if samples := tomllib.loads((model / "model.toml").read_text()).get("samples"):
+        ends = [reach + math.floor(i * (count - reach) / (samples - 1) + 0.5) for i in range(samples)]
     carried = {name: np.zeros(shape, np.float32) for name, shape in stream.state}
     answers = []
     for end in ends:
@@ -188,7 +192,7 @@ def whole_video(stream: intake.Stream, model: Path, clip: list[intake.Frames], h
         carried = dict(zip(carried, state, strict=True))
         answers.append(logits[0])
     # What a network with a memory says last it says of the whole clip (the paper's ConvNet+LSTM).
-    return answers[-1] if stream.state else np.mean(answers, 0)
+    return answers[-1] if stream.state else np.log(np.exp(log_softmax(np.array(answers))).mean(0))
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -204,10 +208,13 @@ def test_actiond_computes_what_onnx_runtime_does_from_the_manifest_on(name: str,
     writer.release()
     model = tmp_path / "model"
     assert build(name, "--classes", 5, "--size", 32, "--width", 0.1, "--out", model) == 0
-    command = [str(binary), "infer", str(model), str(path), "--hop", "5", "--backend", "tract", "--json"]
+    command = [str(binary), "infer", str(model), str(path), "--backend", "tract", "--json"]
+    command += [] if name == "convnet-lstm" else ["--hop", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    protocols = {"convnet-lstm": "last-hop", "two-stream": "samples", "two-stream-i3d": "whole"}
+    assert report["protocol"] == protocols.get(name, "hops")
     _, streams = intake.read_manifest(model)
     reach = max(stream.reach for stream in streams)
     for stream in streams:
