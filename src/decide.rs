@@ -234,6 +234,23 @@ impl Decider {
         Decider { behind: lag.round().max(0.0) as u64, ..self }
     }
 
+    /// Goes on with another's settings, and its own memory of what was. What is open stays open under the new thresholds;
+    /// of a label that is no longer watched it ends with the next hop.
+    pub fn retune(&mut self, with: Decider) {
+        self.history.reach = with.history.reach;
+        let surplus = self.history.hops.len().saturating_sub(self.history.reach);
+        self.history.hops.drain(..surplus);
+        self.history.usable = self.history.usable.min(self.history.hops.len());
+        for (label, new) in self.labels.iter_mut().zip(with.labels) {
+            label.settings = new.settings;
+            label.watched = new.watched;
+            if !new.watched && label.told.is_some() {
+                label.watched = true;
+                (label.settings.start, label.settings.end) = (f32::INFINITY, f32::INFINITY);
+            }
+        }
+    }
+
     /// Takes a hop's scores; gives what changes by it, in the order of the labels.
     ///
     /// # Panics

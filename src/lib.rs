@@ -32,6 +32,7 @@
 //! | [`compile`] | the window compiler: a dense graph becomes one that computes only what a hop brings |
 //! | [`inference`] | ONNX Runtime's providers, and tract |
 //! | [`recognize`] | the loop over hops |
+//! | [`supervise`] | what the service manager is told: ready, alive, busy |
 //! | [`load`] | what is left out when the machine cannot keep up: pure |
 //! | [`decide`] | scores to events: pure |
 //! | [`event`], [`journal`] | an event, and where it is kept |
@@ -60,4 +61,5 @@ pub mod ring;
 pub mod scale;
 pub mod source;
 pub mod still;
+pub mod supervise;
 pub mod time;

@@ -18,7 +18,7 @@ use crate::{
     clip,
     config::Mode,
     decide::{self, Change, Decider, HopScores, Phase},
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     event::{self, Event},
     inference::{self, Hop, Lane, LoadOptions, Network, Progress, Reach},
     input,
@@ -27,6 +27,7 @@ use crate::{
     ring::{Bell, Fate, Rhythm, Span, Step, WINDOW},
     scale,
     still::Rest,
+    supervise::Supervisor,
     time::Shutdown,
 };
 
@@ -62,7 +63,21 @@ pub struct Recognizer<'a> {
     /// The stream that is left out first.
     weaker: usize,
     doubled: Doubled,
+    /// How the cameras' rings hand out their frames.
+    rhythm: Rhythm,
+    supervisor: Supervisor,
+    loader: Loader,
+    /// When the network was last loaded again.
+    rebuilt: Option<Instant>,
+    /// Deciders with new settings, one a camera.
+    retunes: Option<Receiver<Vec<Decider>>>,
 }
+
+/// [`inference::load_with`], or in a test what fails as a device does.
+type Loader = fn(&Model, &[String], &LoadOptions) -> Result<(Box<dyn Network>, &'static str)>;
+
+/// A network that fails again within this time is not helped by being loaded again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// The network that is compiled for hops of twice as many frames.
 enum Doubled {
@@ -127,8 +142,10 @@ pub struct Tally {
 impl<'a> Recognizer<'a> {
     /// Loads the model.
     pub fn new(model: &'a Model, backends: &'a [String], identity: Identity) -> Result<Self> {
-        let (network, backend) = inference::load_with(model, backends, &options(&identity))?;
-        Ok(Recognizer::with(model, backends, identity, network, backend))
+        let mut supervisor = Supervisor::default();
+        let load = || inference::load_with(model, backends, &options(&identity));
+        let (network, backend) = supervisor.patiently("loading the model", load)?;
+        Ok(Recognizer { supervisor, ..Recognizer::with(model, backends, identity, network, backend) })
     }
 
     fn with(
@@ -152,6 +169,7 @@ impl<'a> Recognizer<'a> {
             _ => (Doubled::Never, None),
         };
         let load = Load::new(identity.mode, hop, streams.len(), work);
+        let rhythm = rhythm(model, network.as_ref(), &identity);
         Recognizer {
             standing: Arc::new(Mutex::new(load.standing())),
             load,
@@ -170,15 +188,22 @@ impl<'a> Recognizer<'a> {
             view_of_stream,
             names: streams.iter().map(|s| s.name.clone()).collect(),
             scores: decide::Scores::default(),
+            rhythm,
+            supervisor: Supervisor::default(),
+            loader: inference::load_with,
+            rebuilt: None,
+            retunes: None,
         }
     }
 
     /// How the cameras' rings must hand out their frames.
     pub fn rhythm(&self) -> Rhythm {
-        let rhythm = inference::rhythm(self.model, self.network.as_ref(), self.identity.hop);
-        // A doubled hop's own frames must still be there.
-        let more = if self.identity.mode == Mode::Carried { self.identity.hop } else { 0 };
-        Rhythm { window: (rhythm.window + more).min(WINDOW), ..rhythm }
+        self.rhythm
+    }
+
+    /// Takes new decision settings from there while it runs: a decider for each camera, in the order of [`Self::add`].
+    pub fn retuned_by(&mut self, retunes: Receiver<Vec<Decider>>) {
+        self.retunes = Some(retunes);
     }
 
     /// What is left out now because the machine cannot keep up, for whoever shows it.
@@ -238,6 +263,11 @@ impl<'a> Recognizer<'a> {
         thread::scope(|scope| {
             let mut loaded: Option<Receiver<Result<Box<dyn Network>>>> = None;
             while self.lanes.iter().any(|l| !l.ended) && !shutdown.is_set() {
+                self.supervisor.alive();
+                if let Some(deciders) = self.retunes.as_ref().and_then(|r| r.try_iter().last()) {
+                    let lag = self.reach.lag;
+                    self.lanes.iter_mut().zip(deciders).for_each(|(l, d)| l.decider.retune(d.looking_back(lag)));
+                }
                 let waiting = |(i, l): (usize, &LaneState)| Some((l.camera.ring.waiting_since()?, i));
                 let oldest = self.lanes.iter().enumerate().filter(|(_, l)| !l.ended).filter_map(waiting).min();
                 match oldest {
@@ -260,8 +290,8 @@ impl<'a> Recognizer<'a> {
                     let (tell, told) = mpsc::channel();
                     let options = LoadOptions { hop: 2 * self.identity.hop, ..options(&self.identity) };
                     // The same one: states go from one to the other.
-                    let order = [self.backend.to_owned()];
-                    scope.spawn(move || tell.send(inference::load_with(model, &order, &options).map(|(n, _)| n)));
+                    let (order, loader) = ([self.backend.to_owned()], self.loader);
+                    scope.spawn(move || tell.send(loader(model, &order, &options).map(|(n, _)| n)));
                     loaded = Some(told);
                 }
                 if let Some(network) = loaded.as_ref().and_then(|told| told.try_recv().ok()) {
@@ -370,7 +400,6 @@ impl<'a> Recognizer<'a> {
             _ => &mut self.hop,
         };
         let weaker = self.weaker;
-        let frames = hop.frames[weaker];
         let whole = !(live && relief.one_less);
         if !whole {
             hop.frames[weaker] = 0;
@@ -409,8 +438,8 @@ impl<'a> Recognizer<'a> {
             }
         };
         match &mut self.doubled {
-            Doubled::There(_, hop) if on_doubled => hop.frames[weaker] = frames,
-            _ => self.hop.frames[weaker] = frames,
+            Doubled::There(network, hop) if on_doubled => hop.frames[weaker] = network.frames(weaker),
+            _ => self.hop.frames[weaker] = self.network.frames(weaker),
         }
         result
     }
@@ -426,6 +455,56 @@ impl<'a> Recognizer<'a> {
         if let Doubled::There(network, _) = &mut self.doubled {
             network.cut(Lane(lane));
         }
+    }
+
+    /// The network failed: loads the model again, on the same backend or, if that has just been tried, on the next of
+    /// those that the config allows.
+    ///
+    /// Errors: when none is left.
+    fn rebuild(&mut self, why: &Error) -> Result<()> {
+        let allowed: Vec<String> = match self.backends {
+            [] => inference::ORDER.map(String::from).to_vec(),
+            backends => backends.to_vec(),
+        };
+        let at = allowed.iter().position(|b| b == self.backend).unwrap_or(0);
+        let again = self.rebuilt.is_none_or(|last| last.elapsed() > AGAIN);
+        let mut left = &allowed[if again { at } else { at + 1 }..];
+        log::error!("{} failed: {why}; loading the model again", self.backend);
+        let (old, options) = (self.backend, options(&self.identity));
+        loop {
+            if left.is_empty() {
+                return Err(Error::internal(format!(
+                    "{old} failed ({why}), and no other backend is left of those allowed ({})",
+                    allowed.join(", ")
+                )));
+            }
+            let (model, loader) = (self.model, self.loader);
+            let loaded = self.supervisor.patiently("loading the model again", || loader(model, left, &options));
+            let (network, backend) = loaded.map_err(|e| e.context(format!("{old} failed ({why})")))?;
+            if rhythm(model, network.as_ref(), &self.identity) != self.rhythm {
+                // The cameras' rings were made for hops of another shape.
+                log::error!("{backend} takes other windows than {old}; a restart of actiond can use it");
+                left = &left[left.iter().position(|b| b == backend).map_or(left.len(), |i| i + 1)..];
+                continue;
+            }
+            if backend != old {
+                log::error!("going on with {backend} in place of {old}, until a restart");
+            }
+            (self.network, self.backend) = (network, backend);
+            break;
+        }
+        self.supervisor.status(&format!("watching on {}, loaded again after {old} failed", self.backend));
+        self.rebuilt = Some(Instant::now());
+        self.hop = Hop::of(self.network.as_ref(), self.names.len());
+        self.reach = self.network.reach();
+        if !matches!(self.doubled, Doubled::Never) {
+            self.doubled = Doubled::Possible;
+        }
+        for lane in &mut self.lanes {
+            (lane.progress, lane.on_doubled) = (Progress::default(), false);
+            lane.rest.disturb();
+        }
+        Ok(())
     }
 
     /// Moves a camera's state to the network that makes its next hop.
@@ -476,29 +555,16 @@ impl<'a> Recognizer<'a> {
         let logits = match network.step(Lane(lane), hop) {
             Ok(scores) => scores,
             Err(e) if e.kind() == Kind::Internal => {
-                // The device may have been lost: one new start, and this hop once more. If it fails again it is not the
-                // hop's fault.
-                log::error!("{}: {e}; loading the model again", self.backend);
-                if !matches!(self.doubled, Doubled::Never) {
-                    self.doubled = Doubled::Possible;
-                }
-                (self.network, self.backend) =
-                    inference::load_with(self.model, self.backends, &options(&self.identity))?;
-                self.reach = self.network.reach();
-                for lane in &mut self.lanes {
-                    (lane.progress, lane.on_doubled) = (Progress::default(), false);
-                    lane.rest.disturb();
-                }
-                if on_doubled {
-                    // Its input is for a network that is gone.
-                    self.gap(lane, step as u64);
-                    return Ok(());
-                }
-                self.hop.follows = self.lanes[lane].progress.hop(span.last, step);
-                self.network.step(Lane(lane), &self.hop)?
+                // The device may have been lost. This hop's input was made for the network that is gone.
+                self.rebuild(&e)?;
+                self.gap(lane, step as u64);
+                self.lanes[lane].degraded = true;
+                return Ok(());
             }
             Err(e) => return Err(e),
         };
+        let (backend, cameras) = (self.backend, self.lanes.len());
+        self.supervisor.ready(|| format!("watching {cameras} cameras on {backend}"));
         let state = &mut self.lanes[lane];
         state.hops += 1;
         state.partial += u64::from(!whole);
@@ -633,6 +699,13 @@ impl<'a> Recognizer<'a> {
         }
         sink.event(&mut event)
     }
+}
+
+fn rhythm(model: &Model, network: &dyn Network, identity: &Identity) -> Rhythm {
+    let rhythm = inference::rhythm(model, network, identity.hop);
+    // A doubled hop's own frames must still be there.
+    let more = if identity.mode == Mode::Carried { identity.hop } else { 0 };
+    Rhythm { window: (rhythm.window + more).min(WINDOW), ..rhythm }
 }
 
 fn options(identity: &Identity) -> LoadOptions {
