@@ -142,9 +142,13 @@ impl Plan {
         let name = path.display().to_string();
         let text =
             fs::read_to_string(path).map_err(|e| vec![Error::config(format!("cannot read {name}")).caused_by(e)])?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let (file, mut errors) = parse_all::<File>(&text, &name);
-        let plan = file.map(|file| check(file, &text, &name, folder, &mut errors));
+        Plan::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// As [`Plan::load`], of a text: `name` is what errors call it, `folder` where its relative paths start.
+    pub fn parse(text: &str, name: &str, folder: &Path) -> Result<Plan, Vec<Error>> {
+        let (file, mut errors) = parse_all::<File>(text, name);
+        let plan = file.map(|file| check(file, text, name, folder, &mut errors));
         match plan {
             Some(plan) if errors.is_empty() => Ok(plan),
             _ => {

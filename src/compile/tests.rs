@@ -665,3 +665,27 @@ fn networks_of_other_families_go_through_the_same_rules() {
         assert_close(&scores, &floats(&dense(&plain, &video, 0, frames)), name);
     }
 }
+
+/// What the fuzzer starts from, as files: `cargo test --release --lib seeds_for -- --ignored` writes them anew.
+#[test]
+#[ignore = "writes fuzz/seeds/graph"]
+fn seeds_for_the_fuzzer_are_written() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/graph");
+    std::fs::create_dir_all(&folder).unwrap();
+    for seed in 0..8 {
+        let bytes = network(seed, false, seed % 4 == 3).bytes;
+        std::fs::write(folder.join(format!("{seed}.onnx")), bytes).unwrap();
+    }
+}
+
+#[test]
+fn the_fuzzers_seeds_compile() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/graph");
+    let mut compiled = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        compiled += usize::from(compile(&request(&bytes, 64, Mode::Carried, 8, None)).is_ok());
+    }
+    // A graph whose strides come to 16 takes no hop of 8.
+    assert!(compiled >= 4, "{compiled}");
+}

@@ -418,7 +418,8 @@ impl Model {
         self.manifest.streams.iter().map(|s| s.name.as_str()).collect()
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks that the manifest is consistent, and fits the labels. [`Model::load`] has done so.
+    pub fn check(&self) -> Result<()> {
         let m = &self.manifest;
         let wrong = |what: String| Err(Error::model(what));
         if m.fps != 25 {
