@@ -11,6 +11,7 @@ use toml::Spanned;
 
 use crate::{
     error::{Error, Result},
+    journal,
     model::Decision,
     scale::Region,
     source::{self, Uri},
@@ -37,7 +38,7 @@ pub struct Plan {
     pub hop: Option<usize>,
     pub cameras: Vec<Camera>,
     pub events: Decision,
-    pub journal: PathBuf,
+    pub journal: journal::Config,
 }
 
 #[derive(Debug, Clone)]
@@ -83,7 +84,7 @@ struct File {
     model: Model,
     camera: Vec<CameraEntry>,
     events: Decision,
-    journal: Journal,
+    journal: Option<Spanned<journal::Config>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -114,12 +115,6 @@ struct CameraEntry {
     rtsp_transport: source::RtspTransport,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Journal {
-    path: Option<PathBuf>,
-}
-
 impl Plan {
     /// What `run` does without a config file.
     pub fn new() -> Self {
@@ -131,7 +126,7 @@ impl Plan {
             hop: None,
             cameras: Vec::new(),
             events: Decision::default(),
-            journal: DEFAULT_JOURNAL.into(),
+            journal: journal::Config::default(),
         }
     }
 
@@ -211,8 +206,12 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
         }
         plan.hop = Some(hop.into_inner());
     }
-    if let Some(path) = file.journal.path {
-        plan.journal = folder.join(path);
+    if let Some(journal) = file.journal {
+        if let Some(fault) = journal.get_ref().fault() {
+            errors.push(at(journal.span(), format!("[journal]: {fault}")));
+        }
+        plan.journal = journal.into_inner();
+        plan.journal.path = folder.join(plan.journal.path);
     }
     plan.events = file.events;
     if file.camera.is_empty() && errors.is_empty() {
@@ -398,7 +397,7 @@ path = "events"
         assert_eq!(plan.cameras[0].region, Region([0.1, 0.0, 0.8, 1.0]));
         assert_eq!((plan.cameras[0].skip_still, plan.cameras[1].skip_still), (DEFAULT_SKIP_STILL, true));
         assert_eq!((plan.events.start, plan.hop), (Some(0.6), Some(8)));
-        assert!(plan.journal.ends_with("events") && plan.journal.is_absolute());
+        assert!(plan.journal.path.ends_with("events") && plan.journal.path.is_absolute());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
     camera::{Camera, Feed},
     config::{self, Mode, Plan},
     decide::{Decider, Phase},
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     event::Event,
     inference,
     journal::Journal,
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
         recognizer.precision(),
         mode.name(),
         hop,
-        plan.journal.display()
+        plan.journal.path.display()
     );
 
     let feeds = Feed::shared(&handles, &plan.cameras);
@@ -189,7 +189,7 @@ fn plan(args: &Args) -> Result<Plan> {
     plan.mode = args.mode.or(plan.mode);
     plan.hop = args.hop.map(usize::from).or(plan.hop);
     if let Some(journal) = &args.journal {
-        plan.journal = journal.clone();
+        plan.journal.path = journal.clone();
     }
     if args.realtime {
         plan.cameras.iter_mut().for_each(|c| c.options.realtime = true);
@@ -209,11 +209,7 @@ struct Output {
 
 impl Sink for Output {
     fn event(&mut self, event: &mut Event) -> Result<()> {
-        // A full disk must not stop recognition.
-        match self.journal.append(event) {
-            Err(e) if e.kind() == Kind::Unavailable => log::error!("{e}"),
-            result => result?,
-        }
+        self.journal.append(event);
         self.printer.print(event);
         if event.phase == Phase::End {
             self.ended.push(event.clone());
