@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     journal,
     model::Decision,
+    publish,
     scale::Region,
     source::{self, Uri},
 };
@@ -39,6 +40,7 @@ pub struct Plan {
     pub cameras: Vec<Camera>,
     pub events: Decision,
     pub journal: journal::Config,
+    pub publish: publish::Config,
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +87,9 @@ struct File {
     camera: Vec<CameraEntry>,
     events: Decision,
     journal: Option<Spanned<journal::Config>>,
+    mqtt: Option<Spanned<publish::MqttConfig>>,
+    webhook: Vec<Spanned<publish::WebhookConfig>>,
+    command: Vec<Spanned<publish::CommandConfig>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -127,6 +132,7 @@ impl Plan {
             cameras: Vec::new(),
             events: Decision::default(),
             journal: journal::Config::default(),
+            publish: publish::Config::default(),
         }
     }
 
@@ -213,6 +219,20 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
         plan.journal = journal.into_inner();
         plan.journal.path = folder.join(plan.journal.path);
     }
+    for (name, span, fault) in [file.mqtt.as_ref().map(|m| ("[mqtt]", m.span(), m.get_ref().fault()))]
+        .into_iter()
+        .flatten()
+        .chain(file.webhook.iter().map(|w| ("[[webhook]]", w.span(), w.get_ref().fault())))
+        .chain(file.command.iter().map(|c| ("[[command]]", c.span(), c.get_ref().fault())))
+    {
+        if let Some(fault) = fault {
+            errors.push(at(span, format!("{name}: {fault}")));
+        }
+    }
+    plan.publish.mqtt = file.mqtt.map(Spanned::into_inner);
+    plan.publish.webhook = file.webhook.into_iter().map(Spanned::into_inner).collect();
+    plan.publish.command = file.command.into_iter().map(Spanned::into_inner).collect();
+    plan.publish.relative_to(folder);
     plan.events = file.events;
     if file.camera.is_empty() && errors.is_empty() {
         errors.push((0, Error::config(format!("{name}: there is no [[camera]] in it; each needs an id and a source"))));

@@ -97,6 +97,8 @@ struct LaneState {
     whole: bool,
     /// A camera and no recording: the last hop could have been left out.
     live: bool,
+    /// What was open when its camera was paused is closed.
+    paused: bool,
     ended: bool,
 }
 
@@ -205,6 +207,7 @@ impl<'a> Recognizer<'a> {
             on_doubled: false,
             whole: true,
             live: false,
+            paused: false,
             ended: false,
         });
     }
@@ -238,6 +241,9 @@ impl<'a> Recognizer<'a> {
         thread::scope(|scope| {
             let mut loaded: Option<Receiver<Result<Box<dyn Network>>>> = None;
             while self.lanes.iter().any(|l| !l.ended) && !shutdown.is_set() {
+                for lane in 0..self.lanes.len() {
+                    self.pause(lane, sink)?;
+                }
                 let waiting = |(i, l): (usize, &LaneState)| Some((l.camera.ring.waiting_since()?, i));
                 let oldest = self.lanes.iter().enumerate().filter(|(_, l)| !l.ended).filter_map(waiting).min();
                 match oldest {
@@ -501,6 +507,7 @@ impl<'a> Recognizer<'a> {
         };
         let state = &mut self.lanes[lane];
         state.hops += 1;
+        state.camera.status(|s| s.hops += 1);
         state.partial += u64::from(!whole);
         state.last_frame = span.last;
         let logits: Vec<&[f32]> = logits.logits.iter().map(Vec::as_slice).collect();
@@ -560,6 +567,23 @@ impl<'a> Recognizer<'a> {
         let changes = state.decider.finish(state.last_frame).to_vec();
         for change in changes {
             self.emit(lane, &change, Instant::now(), sink)?;
+        }
+        Ok(())
+    }
+
+    /// When a camera has been paused and nothing of it waits any more, what is open has ended: nobody looks.
+    fn pause(&mut self, lane: usize, sink: &mut dyn Sink) -> Result<()> {
+        let state = &mut self.lanes[lane];
+        let paused = state.camera.is_paused();
+        if paused == state.paused || state.ended || paused && state.camera.ring.waiting_since().is_some() {
+            return Ok(());
+        }
+        state.paused = paused;
+        if paused {
+            let changes = state.decider.finish(state.last_frame).to_vec();
+            for change in changes {
+                self.emit(lane, &change, Instant::now(), sink)?;
+            }
         }
         Ok(())
     }
