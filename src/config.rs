@@ -131,7 +131,7 @@ impl Plan {
             hop: None,
             cameras: Vec::new(),
             events: Decision::default(),
-            journal: journal::Config::default(),
+            journal: journal::Config::in_folder(Path::new(DEFAULT_JOURNAL)),
             publish: publish::Config::default(),
         }
     }
@@ -216,8 +216,12 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
         if let Some(fault) = journal.get_ref().fault() {
             errors.push(at(journal.span(), format!("[journal]: {fault}")));
         }
-        plan.journal = journal.into_inner();
-        plan.journal.path = folder.join(plan.journal.path);
+        let journal = journal.into_inner();
+        let path = match journal.path.as_os_str().is_empty() {
+            true => plan.journal.path,
+            false => folder.join(&journal.path),
+        };
+        plan.journal = journal::Config { path, ..journal };
     }
     for (name, span, fault) in [file.mqtt.as_ref().map(|m| ("[mqtt]", m.span(), m.get_ref().fault()))]
         .into_iter()

@@ -68,7 +68,7 @@ const PIECE: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The folder.
+    /// The folder; empty where none is given.
     pub path: PathBuf,
     pub fsync: Fsync,
     /// A file is rotated when it is so large or so old.
@@ -95,7 +95,7 @@ pub enum Fsync {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            path: crate::config::DEFAULT_JOURNAL.into(),
+            path: PathBuf::new(),
             fsync: Fsync::Event,
             file_mb: 16,
             file_hours: 24,

@@ -79,6 +79,8 @@ impl Config {
 pub use self::{command::Config as CommandConfig, mqtt::Config as MqttConfig, webhook::Config as WebhookConfig};
 
 /// A far end.
+// One crate, one runtime: nobody else needs to know that the futures can be sent.
+#[expect(async_fn_in_trait)]
 pub trait Sink {
     /// The cursor's name: the same after a restart, and of no other sink.
     fn name(&self) -> &str;
@@ -115,6 +117,7 @@ pub struct Daemon {
 pub struct Publisher {
     thread: JoinHandle<()>,
     ending: watch::Sender<Ending>,
+    journal: Arc<Shared>,
     stats: Vec<Arc<Mutex<Stats>>>,
 }
 
@@ -164,7 +167,7 @@ impl Publisher {
             .name("network".into())
             .spawn(move || work(runtime))
             .map_err(|e| Error::internal("cannot start a thread").caused_by(e))?;
-        Ok(Publisher { thread, ending, stats })
+        Ok(Publisher { thread, ending, journal: daemon.journal, stats })
     }
 
     pub fn stats(&self) -> Vec<Stats> {
@@ -173,6 +176,9 @@ impl Publisher {
 
     /// Delivers what there is, for so long at the most, and ends. What is left is delivered after the next start.
     pub fn finish(self, patience: Duration) {
+        if self.journal.stats().cursors.iter().any(|cursor| cursor.unread > 0) {
+            log::info!("delivering what is left, for up to {} s", patience.as_secs());
+        }
         self.ending.send_replace(Ending(Some(Instant::now() + patience)));
         if self.thread.join().is_err() {
             log::error!("the network thread panicked");
@@ -194,7 +200,7 @@ async fn supervise(mut sink: impl Sink, mut inbox: Inbox) {
     let mut told = String::new();
     loop {
         inbox.begin(sink.lanes());
-        let (before, asked) = (inbox.delivered(), inbox.ending().is_some());
+        let before = inbox.delivered();
         let session = tokio::select! {
             session = sink.session(&mut inbox) => Some(session),
             () = over(endings.clone()) => None,
@@ -215,14 +221,13 @@ async fn supervise(mut sink: impl Sink, mut inbox: Inbox) {
             log::warn!("{}: {words}; trying again, events wait in the journal", sink.target());
             told = words;
         }
-        // One more try when the end comes, and one is enough.
-        if asked {
-            break;
-        }
-        if inbox.ending().is_none() {
-            let jittered = pause.mul_f64(0.5 + fastrand::f64());
-            let _ = timeout(jittered, endings.wait_for(|ending| ending.0.is_some())).await;
-            pause = (pause * 2).min(BACKOFF.1);
+        let jittered = pause.mul_f64(0.5 + fastrand::f64());
+        pause = (pause * 2).min(BACKOFF.1);
+        match inbox.ending() {
+            None => drop(timeout(jittered, endings.wait_for(|ending| ending.0.is_some())).await),
+            // There is no time to be patient.
+            Some(end) if Instant::now() < end => sleep(jittered.min(BACKOFF.0)).await,
+            Some(_) => break,
         }
     }
     inbox.save();

@@ -405,7 +405,7 @@ fn explained(e: ConnectionError) -> Error {
         ConnectionError::NetworkTimeout => Error::unavailable("no answer from the broker"),
         e => {
             let text = e.to_string();
-            let hint = if text.contains("UnknownIssuer") {
+            let hint = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
                 "; no known CA signed the broker's certificate: name a file with it as `ca` in [mqtt]"
             } else if text.contains("NotValidForName") {
                 "; the broker's certificate is for another name than url has"

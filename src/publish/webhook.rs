@@ -161,7 +161,7 @@ fn failed(e: &hyper_util::client::legacy::Error) -> Error {
         cause = deeper;
     }
     let what = if e.is_connect() { "cannot connect" } else { "the connection failed" };
-    let hint = match cause.to_string().contains("UnknownIssuer") {
+    let hint = match ["UnknownIssuer", "BadSignature"].iter().any(|e| cause.to_string().contains(e)) {
         true => " (no known CA signed the server's certificate; `ca` names a file with one)",
         false => "",
     };
