@@ -9,9 +9,16 @@ use crate::error::{Error, Result};
 /// What stands in its place wherever it would be shown.
 const REDACTED: &str = "***";
 
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The usual words repeat the value that was not a text.
+        let text = String::deserialize(deserializer);
+        text.map(Secret).map_err(|_| serde::de::Error::custom("a secret is a text in quotes"))
+    }
+}
 
 impl Secret {
     pub fn new(secret: impl Into<String>) -> Self {
@@ -58,6 +65,8 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
         assert_eq!(secret.expose(), "hunter2");
+        let e = toml::from_str::<std::collections::BTreeMap<String, Secret>>("password = 31337").unwrap_err();
+        assert!(!e.message().contains("31337") && e.span().is_some(), "{e}");
     }
 
     #[test]

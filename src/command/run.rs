@@ -242,11 +242,7 @@ fn publisher(
     board: &Arc<Board>,
     cameras: &[Arc<Camera>],
 ) -> Result<Option<Publisher>> {
-    for label in plan.publish.watched() {
-        if !model.labels.contains(label) {
-            return Err(Error::config(format!("[mqtt]: binary_sensors: the model has no label `{label}`")));
-        }
-    }
+    plan.publish.check_labels(&model.labels)?;
     if plan.publish.is_empty() {
         return Ok(None);
     }

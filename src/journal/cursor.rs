@@ -2,7 +2,8 @@
 //!
 //! A cursor is a number up to which everything was acknowledged, and a few ranges ahead of it: where a backlog drains
 //! while new events go out at once, both are known exactly. Its file is replaced as a whole and synced, at most once in
-//! [`SAVED_EVERY`], for the flash cards' sake: what was acknowledged within that time before a kill is sent once more.
+//! two seconds or a hundred events, for the flash cards' sake: what was acknowledged within that before a kill is sent
+//! once more.
 
 use std::{
     fs::{self, File},
@@ -17,6 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::{Shared, files::sync_folder};
 
 const SAVED_EVERY: Duration = Duration::from_secs(2);
+
+/// Or after so many events, where they are many: a fraction of what the journal itself writes then.
+const SAVED_AFTER: u64 = 100;
 
 /// More ranges than this are not remembered: the last ones are sent once more after a restart.
 const MOST_RANGES: usize = 64;
@@ -78,6 +82,8 @@ pub struct Cursor {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
     changed: bool,
+    /// Events acknowledged since it was saved.
+    unsaved: u64,
     saved: Option<Instant>,
     /// Said that it can't be saved.
     complained: bool,
@@ -100,7 +106,8 @@ impl Cursor {
             false => acknowledged,
         };
         let (changed, saved, complained) = (is_new, None, false);
-        let mut cursor = Cursor { name: name.into(), path, shared, acknowledged, changed, saved, complained };
+        let name = name.into();
+        let mut cursor = Cursor { name, path, shared, acknowledged, changed, unsaved: 0, saved, complained };
         cursor.shared.register(&cursor.name, &cursor.acknowledged);
         cursor.save();
         cursor
@@ -123,12 +130,14 @@ impl Cursor {
     pub fn pass(&mut self, first: u64, last: u64) {
         self.acknowledged.add(first, last);
         self.changed = true;
+        self.unsaved += 1;
         self.shared.moved(&self.name, &self.acknowledged);
     }
 
     /// When it wants to be saved; none where it has not moved.
     pub fn save_due(&self) -> Option<Instant> {
-        self.changed.then(|| self.saved.map_or_else(Instant::now, |saved| saved + SAVED_EVERY))
+        let after = if self.unsaved < SAVED_AFTER { SAVED_EVERY } else { Duration::ZERO };
+        self.changed.then(|| self.saved.map_or_else(Instant::now, |saved| saved + after))
     }
 
     /// Writes it to its file if it has moved. Where that fails it is said once and tried again later.
@@ -136,7 +145,7 @@ impl Cursor {
         if !self.changed {
             return;
         }
-        self.saved = Some(Instant::now());
+        (self.saved, self.unsaved) = (Some(Instant::now()), 0);
         match write(&self.path, &self.acknowledged) {
             Ok(()) => {
                 self.changed = false;

@@ -70,6 +70,19 @@ impl Config {
         self.mqtt.as_ref().is_some_and(|m| m.home_assistant)
     }
 
+    /// What it says of labels must be so of the model's.
+    ///
+    /// Errors: `Config` for a label that the model does not have.
+    pub fn check_labels(&self, labels: &[String]) -> Result<()> {
+        match self.watched().iter().find(|label| !labels.contains(label)) {
+            None => Ok(()),
+            Some(label) => Err(Error::config(format!(
+                "[mqtt]: binary_sensors: the model has no label `{label}`; it has {}",
+                labels.join(", ")
+            ))),
+        }
+    }
+
     /// Labels that have a topic of their own.
     pub fn watched(&self) -> &[String] {
         self.mqtt.as_ref().map_or(&[], |m| &m.binary_sensors)

@@ -405,12 +405,16 @@ fn explained(e: ConnectionError) -> Error {
         ConnectionError::NetworkTimeout => Error::unavailable("no answer from the broker"),
         e => {
             let text = e.to_string();
+            let layers = ["Mqtt state: ", "Mqtt serialization/deserialization error: ", "IO: ", "I/O: "];
+            let text = layers.iter().fold(text.as_str(), |text, layer| text.strip_prefix(layer).unwrap_or(text));
             let hint = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
                 "; no known CA signed the broker's certificate: name a file with it as `ca` in [mqtt]"
-            } else if text.contains("NotValidForName") {
+            } else if text.contains("not valid for name") {
                 "; the broker's certificate is for another name than url has"
             } else if text.contains("CertificateRequired") || text.contains("HandshakeFailure") {
                 "; does the broker ask for client_cert and client_key?"
+            } else if text.contains("received fatal alert") {
+                "; the broker does not like client_cert"
             } else {
                 ""
             };
