@@ -438,8 +438,7 @@ impl Journal {
 
     /// Removes the oldest files that are too many.
     fn remove_old(&mut self) {
-        loop {
-            let Some(oldest) = self.rotated.first() else { break };
+        while let Some(oldest) = self.rotated.first() {
             // The last number is in it while the file behind it is empty.
             if self.rotated.len() == 1 && self.length == 0 {
                 break;
@@ -450,11 +449,10 @@ impl Journal {
             if !must && age < self.limits.keep_age && bytes <= self.limits.keep_bytes {
                 break;
             }
-            let unread = {
+            let (read, unread) = {
                 let state = self.shared.lock();
-                if oldest.last <= state.read_by_all() { 0 } else { state.unread(oldest.first, oldest.last) }
+                (oldest.last <= state.read_by_all(), state.unread(oldest.first, oldest.last))
             };
-            let read = oldest.last <= self.shared.lock().read_by_all();
             if !read && !must {
                 if !std::mem::replace(&mut self.told_kept, true) {
                     log::warn!(
