@@ -389,7 +389,7 @@ fn assert_whole(got: &[(bool, Event)], journal: &[Event], who: &str) -> usize {
     let mut first: BTreeMap<u64, &Event> = BTreeMap::new();
     let (mut repeats, mut newest) = (0, [0, 0]);
     for (late, event) in got {
-        assert_eq!(*late, event.flags.iter().any(|f| *f == actiond::event::Flag::Late), "{who}: {event:?}");
+        assert_eq!(*late, event.flags.contains(&actiond::event::Flag::Late), "{who}: {event:?}");
         match first.get(&event.seq) {
             Some(before) => {
                 repeats += 1;
@@ -788,7 +788,8 @@ fn home_assistant_finds_cameras_pauses_them_and_loses_those_that_left() {
     let Some(broker) = Broker::new() else { return };
     let place = Place::new();
     let camera = |id: &str| {
-        let pipeline = "gst:videotestsrc is-live=true ! video/x-raw,width=32,height=32,framerate=25/1 ! videoconvert";
+        let caps = "video/x-raw,width=32,height=32,framerate=25/1";
+        let pipeline = format!("gst:videotestsrc is-live=true pattern=white ! {caps} ! videoconvert");
         format!("[[camera]]\nid = \"{id}\"\nsource = \"{pipeline}\"\n")
     };
     let sink = mqtt(broker.port, "home_assistant = true\nbinary_sensors = [\"label 0\"]");
@@ -806,7 +807,8 @@ fn home_assistant_finds_cameras_pauses_them_and_loses_those_that_left() {
         assert!(there, "{topic} is {:?}, not {value}\n{}", latest(topic), place.log());
     };
     becomes("actiond/dock/yard/watching", "ON");
-    becomes("actiond/dock/door/action/label_0", "OFF");
+    becomes("actiond/dock/door/action/label_0", "ON");
+    becomes("actiond/dock/door/state", "label 0");
     let announced = announcements();
     assert_eq!(announced.len(), 1);
     let components = announced[0]["cmps"].as_object().unwrap();
@@ -826,7 +828,10 @@ fn home_assistant_finds_cameras_pauses_them_and_loses_those_that_left() {
     // One is paused; the source they share goes on until the other is paused too.
     broker.publish("actiond/dock/door/watching/set", "OFF");
     becomes("actiond/dock/door/watching", "OFF");
+    // What was going on has ended: nobody looks.
     becomes("actiond/dock/door/state", "none");
+    becomes("actiond/dock/door/action/label_0", "OFF");
+    assert_eq!(latest("actiond/dock/yard/state").as_deref(), Some("label 0"));
     broker.publish("actiond/dock/yard/watching/set", "OFF");
     assert!(wait_for(5, || place.log().contains("paused, its source is closed")), "{}", place.log());
     for nonsense in ["", "on", "{}", "OFFF"] {

@@ -26,8 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&plan.model)?;
     let hop = model.hop(plan.hop).map_err(|e| e.context(format!("{}: [model]", args.config.display())))?;
     Decider::new(&model, &plan.events, hop).map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
-    let labels = plan.publish.check_labels(&model.labels);
-    labels.map_err(|e| e.context(args.config.display()))?;
+    plan.publish.check(&model.labels).map_err(|e| e.context(args.config.display()))?;
     let mode = match plan.mode {
         Some(mode) => {
             inference::check_mode(&model, mode, hop)

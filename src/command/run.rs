@@ -242,7 +242,7 @@ fn publisher(
     board: &Arc<Board>,
     cameras: &[Arc<Camera>],
 ) -> Result<Option<Publisher>> {
-    plan.publish.check_labels(&model.labels)?;
+    plan.publish.check(&model.labels)?;
     if plan.publish.is_empty() {
         return Ok(None);
     }

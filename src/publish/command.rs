@@ -30,6 +30,11 @@ pub struct Config {
 }
 
 impl Config {
+    pub fn name(&self) -> String {
+        let program = self.argv.first().map(Path::new).and_then(Path::file_name);
+        cursor_name("command", &program.unwrap_or_default().to_string_lossy(), &self.argv.join("\0"))
+    }
+
     /// What is wrong with it, if something is.
     pub fn fault(&self) -> Option<String> {
         match self.argv.first().map(String::as_str) {
@@ -48,9 +53,7 @@ pub struct Command {
 
 impl Command {
     pub fn new(config: &Config) -> Self {
-        let program = config.argv.first().map(Path::new).and_then(Path::file_name);
-        let readable = program.unwrap_or_default().to_string_lossy();
-        Command { name: cursor_name("command", &readable, &config.argv.join("\0")), argv: config.argv.clone() }
+        Command { name: config.name(), argv: config.argv.clone() }
     }
 
     fn start(&self) -> Result<(Child, ChildStdin)> {

@@ -70,17 +70,22 @@ impl Config {
         self.mqtt.as_ref().is_some_and(|m| m.home_assistant)
     }
 
-    /// What it says of labels must be so of the model's.
+    /// What one sink alone can't see: the model's labels, and that no two sinks are the same, as they would share a cursor.
     ///
-    /// Errors: `Config` for a label that the model does not have.
-    pub fn check_labels(&self, labels: &[String]) -> Result<()> {
-        match self.watched().iter().find(|label| !labels.contains(label)) {
-            None => Ok(()),
-            Some(label) => Err(Error::config(format!(
+    /// Errors: `Config`.
+    pub fn check(&self, labels: &[String]) -> Result<()> {
+        if let Some(label) = self.watched().iter().find(|label| !labels.contains(label)) {
+            return Err(Error::config(format!(
                 "[mqtt]: binary_sensors: the model has no label `{label}`; it has {}",
                 labels.join(", ")
-            ))),
+            )));
         }
+        let names: Vec<String> =
+            self.webhook.iter().map(|w| w.name()).chain(self.command.iter().map(|c| c.name())).collect();
+        if names.iter().enumerate().any(|(i, name)| names[..i].contains(name)) {
+            return Err(Error::config("two [[webhook]] have the same url, or two [[command]] the same argv"));
+        }
+        Ok(())
     }
 
     /// Labels that have a topic of their own.

@@ -59,6 +59,12 @@ impl Config {
         bad.map(|(name, _)| format!("headers: `{name}` or its value can't be an HTTP header"))
     }
 
+    pub fn name(&self) -> String {
+        let uri = self.uri().ok();
+        let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+        cursor_name("webhook", host, self.url.expose())
+    }
+
     fn uri(&self) -> Result<Uri, ()> {
         let uri: Uri = self.url.expose().parse().map_err(drop)?;
         match (uri.scheme_str(), uri.host()) {
@@ -111,7 +117,7 @@ impl Webhook {
         };
         let connector = HttpsConnectorBuilder::new().with_tls_config(roots).https_or_http().enable_http1().build();
         Ok(Webhook {
-            name: cursor_name("webhook", uri.host().unwrap_or_default(), config.url.expose()),
+            name: config.name(),
             uri,
             headers,
             client: Client::builder(TokioExecutor::new()).build(connector),
