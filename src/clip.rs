@@ -163,7 +163,7 @@ impl Clip {
         let n = self.frames.len();
         if !reach.carried {
             let mut ends: Vec<usize> = (window(model)..=n).step_by(hop).collect();
-            if ends.last() != Some(&n) && !(model.has_memory() && !ends.is_empty()) {
+            if ends.last() != Some(&n) && (!model.has_memory() || ends.is_empty()) {
                 ends.push(n);
             }
             return ends;

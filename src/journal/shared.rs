@@ -141,6 +141,12 @@ impl Shared {
         self.lock().late_at(Instant::now())
     }
 
+    /// A minute goes by.
+    #[cfg(test)]
+    pub(crate) fn let_a_minute_pass(&self) {
+        self.lock().late_at(Instant::now() + LATE);
+    }
+
     pub(super) fn tell(&self) {
         let newest = self.newest();
         self.changed.send_replace(newest);

@@ -333,6 +333,21 @@ mod tests {
     }
 
     #[test]
+    fn what_turns_late_before_its_turn_goes_over_behind_the_late_ones() {
+        let mut set = set(2);
+        (0..3).for_each(|_| set.journal.append(&mut sample(0)));
+        assert_eq!((fresh(&mut set), late(&mut set)), (Some(3), Some(1)));
+        set.journal.shared().let_a_minute_pass();
+        set.journal.append(&mut sample(0));
+        assert_eq!((fresh(&mut set), fresh(&mut set)), (Some(6), None));
+        let rest: Vec<_> = std::iter::from_fn(|| late(&mut set)).collect();
+        assert_eq!(rest, [2, 4, 5], "3 is on its way, if it does not come back it is late next time");
+        [1, 2, 4, 5, 6].iter().for_each(|&seq| set.inbox.acknowledge(seq));
+        set.inbox.begin(true);
+        assert_eq!((fresh(&mut set), late(&mut set), late(&mut set)), (None, Some(3), None));
+    }
+
+    #[test]
     fn one_stream_is_in_order_whatever_the_age() {
         let mut set = set(2);
         set.inbox.begin(false);

@@ -441,8 +441,8 @@ impl Sink for Mqtt {
         let status = self.topic("status");
         let will = LastWill::new(status.clone(), "offline", QoS::AtLeastOnce, true);
         let mut link = self.connect(format!("actiond-{}", self.device), Some(will)).await?;
-        let topics = [self.topic("+/watching/set"), HomeAssistant::STATUS.into()];
-        for topic in topics {
+        let birth = part.home_assistant.is_on().then(|| HomeAssistant::STATUS.to_owned());
+        for topic in [self.topic("+/watching/set")].into_iter().chain(birth) {
             if link.client.subscribe(topic, QoS::AtLeastOnce).await.is_err() {
                 return Err(link.why().await);
             }
