@@ -3,7 +3,10 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -26,6 +29,9 @@ use crate::{
 /// back within that.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
+/// How often a paused camera looks whether it goes on.
+const PAUSED: Duration = Duration::from_millis(200);
+
 /// What the recognizer and the log may know of a camera while its thread works.
 #[derive(Debug)]
 pub struct Camera {
@@ -34,11 +40,14 @@ pub struct Camera {
     /// Wall time of frame 0, for a recording: when it was made. A camera's frames are dated when they arrive.
     pub epoch: Option<Timestamp>,
     status: Mutex<Status>,
+    paused: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 pub struct Status {
     pub counts: Counts,
+    /// Hops made of its frames.
+    pub hops: u64,
     /// Times that the source was opened again.
     pub reopened: u64,
     /// What is wrong with its picture although pictures come.
@@ -55,7 +64,17 @@ impl Camera {
             ring: Ring::new(Pace::Live, rhythm, bell),
             epoch: recording.map(recorded_at),
             status: Mutex::default(),
+            paused: AtomicBool::new(false),
         })
+    }
+
+    /// While a camera is paused its source is closed and nothing of it is decoded.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     pub fn status<T>(&self, look: impl FnOnce(&mut Status) -> T) -> T {
@@ -78,6 +97,13 @@ pub struct Feed<'a> {
 struct Member<'a> {
     camera: &'a Camera,
     intake: Intake,
+}
+
+/// How a connection came to its end.
+enum Played {
+    Over,
+    /// All its cameras are paused.
+    Paused,
 }
 
 /// What a feed knows from one connection to the next.
@@ -154,6 +180,10 @@ impl<'a> Feed<'a> {
         let (_, config) = self.members[0];
         let mut connection = Connection { pause: BACKOFF.0, ..Connection::default() };
         while !shutdown.is_set() && !members.is_empty() {
+            if members.iter().all(|m| m.camera.is_paused()) {
+                shutdown.wait_timeout(PAUSED);
+                continue;
+            }
             let played = source::open(&config.source, &config.options).and_then(|source| {
                 let pace = source.pace();
                 connection.pace = Some(pace);
@@ -161,7 +191,11 @@ impl<'a> Feed<'a> {
                 self.play(source, members, &mut connection, shutdown)
             });
             let e = match played {
-                Ok(()) => return Ok(()),
+                Ok(Played::Paused) => {
+                    log::info!("camera {}: paused, its source is closed", self.name());
+                    continue;
+                }
+                Ok(Played::Over) => return Ok(()),
                 Err(e) => e,
             };
             // A file ends for good even where it plays as if it were a camera.
@@ -194,11 +228,20 @@ impl<'a> Feed<'a> {
         members: &mut Vec<Member>,
         connection: &mut Connection,
         shutdown: &Shutdown,
-    ) -> Result<()> {
+    ) -> Result<Played> {
         let mut first = true;
         // A recording shows what was recorded; nobody can wipe its lens.
         let mut watch = (source.pace() == Pace::Live).then(Watch::default);
+        // A recording would begin anew: it stands still instead.
+        let closes = self.members[0].1.source.path().is_none();
         while !shutdown.is_set() && !members.is_empty() {
+            if members.iter().all(|m| m.camera.is_paused()) {
+                if closes {
+                    return Ok(Played::Paused);
+                }
+                shutdown.wait_timeout(PAUSED);
+                continue;
+            }
             let picture = source.next()?;
             if first {
                 first = false;
@@ -221,10 +264,10 @@ impl<'a> Feed<'a> {
             }
             let fault = watch.as_ref().and_then(Watch::fault);
             // A recording waits for the slowest of its cameras: each ring makes this thread wait in its turn.
-            members.retain_mut(|m| m.take(&picture, fault));
+            members.retain_mut(|m| m.camera.is_paused() || m.take(&picture, fault));
             connection.last_picture = Some(Instant::now());
         }
-        Ok(())
+        Ok(Played::Over)
     }
 }
 

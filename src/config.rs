@@ -11,7 +11,9 @@ use toml::Spanned;
 
 use crate::{
     error::{Error, Result},
+    journal,
     model::Decision,
+    publish,
     scale::Region,
     source::{self, Uri},
 };
@@ -37,7 +39,8 @@ pub struct Plan {
     pub hop: Option<usize>,
     pub cameras: Vec<Camera>,
     pub events: Decision,
-    pub journal: PathBuf,
+    pub journal: journal::Config,
+    pub publish: publish::Config,
 }
 
 #[derive(Debug, Clone)]
@@ -83,7 +86,10 @@ struct File {
     model: Model,
     camera: Vec<CameraEntry>,
     events: Decision,
-    journal: Journal,
+    journal: Option<Spanned<journal::Config>>,
+    mqtt: Option<Spanned<publish::MqttConfig>>,
+    webhook: Vec<Spanned<publish::WebhookConfig>>,
+    command: Vec<Spanned<publish::CommandConfig>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -114,12 +120,6 @@ struct CameraEntry {
     rtsp_transport: source::RtspTransport,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Journal {
-    path: Option<PathBuf>,
-}
-
 impl Plan {
     /// What `run` does without a config file.
     pub fn new() -> Self {
@@ -131,7 +131,8 @@ impl Plan {
             hop: None,
             cameras: Vec::new(),
             events: Decision::default(),
-            journal: DEFAULT_JOURNAL.into(),
+            journal: journal::Config::in_folder(Path::new(DEFAULT_JOURNAL)),
+            publish: publish::Config::default(),
         }
     }
 
@@ -215,9 +216,31 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
         }
         plan.hop = Some(hop.into_inner());
     }
-    if let Some(path) = file.journal.path {
-        plan.journal = folder.join(path);
+    if let Some(journal) = file.journal {
+        if let Some(fault) = journal.get_ref().fault() {
+            errors.push(at(journal.span(), format!("[journal]: {fault}")));
+        }
+        let journal = journal.into_inner();
+        let path = match journal.path.as_os_str().is_empty() {
+            true => plan.journal.path,
+            false => folder.join(&journal.path),
+        };
+        plan.journal = journal::Config { path, ..journal };
     }
+    for (name, span, fault) in [file.mqtt.as_ref().map(|m| ("[mqtt]", m.span(), m.get_ref().fault()))]
+        .into_iter()
+        .flatten()
+        .chain(file.webhook.iter().map(|w| ("[[webhook]]", w.span(), w.get_ref().fault())))
+        .chain(file.command.iter().map(|c| ("[[command]]", c.span(), c.get_ref().fault())))
+    {
+        if let Some(fault) = fault {
+            errors.push(at(span, format!("{name}: {fault}")));
+        }
+    }
+    plan.publish.mqtt = file.mqtt.map(Spanned::into_inner);
+    plan.publish.webhook = file.webhook.into_iter().map(Spanned::into_inner).collect();
+    plan.publish.command = file.command.into_iter().map(Spanned::into_inner).collect();
+    plan.publish.relative_to(folder);
     plan.events = file.events;
     if file.camera.is_empty() && errors.is_empty() {
         errors.push((0, Error::config(format!("{name}: there is no [[camera]] in it; each needs an id and a source"))));
@@ -402,7 +425,7 @@ path = "events"
         assert_eq!(plan.cameras[0].region, Region([0.1, 0.0, 0.8, 1.0]));
         assert_eq!((plan.cameras[0].skip_still, plan.cameras[1].skip_still), (DEFAULT_SKIP_STILL, true));
         assert_eq!((plan.events.start, plan.hop), (Some(0.6), Some(8)));
-        assert!(plan.journal.ends_with("events") && plan.journal.is_absolute());
+        assert!(plan.journal.path.ends_with("events") && plan.journal.path.is_absolute());
     }
 
     #[test]

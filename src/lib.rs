@@ -11,6 +11,9 @@
 //! ring.take ──▶ input ──▶ network.step ──▶ decide ──▶ journal        one thread for all cameras
 //!  a hop and     tensors   the streams'     fused,
 //!  its window              logits           smoothed, opened, closed
+//!
+//! journal ──▶ inbox ──▶ a sink           one thread for all network
+//!              by the sink's cursor, which moves when the far end acknowledged
 //! ```
 //!
 //! A camera's newest picture wins and each drop is counted; a recording waits, and nothing of it is lost. That is
@@ -36,6 +39,7 @@
 //! | [`load`] | what is left out when the machine cannot keep up: pure |
 //! | [`decide`] | scores to events: pure |
 //! | [`event`], [`journal`] | an event, and where it is kept |
+//! | [`publish`] | from the journal to MQTT, Home Assistant, webhooks, commands |
 //! | [`clip`] | whole clips, for `infer` and `eval` |
 
 pub mod cadence;
@@ -56,9 +60,11 @@ pub mod intake;
 pub mod journal;
 pub mod load;
 pub mod model;
+pub mod publish;
 pub mod recognize;
 pub mod ring;
 pub mod scale;
+pub mod secret;
 pub mod source;
 pub mod still;
 pub mod supervise;

@@ -112,6 +112,8 @@ struct LaneState {
     whole: bool,
     /// A camera and no recording: the last hop could have been left out.
     live: bool,
+    /// What was open when its camera was paused is closed.
+    paused: bool,
     ended: bool,
 }
 
@@ -230,6 +232,7 @@ impl<'a> Recognizer<'a> {
             on_doubled: false,
             whole: true,
             live: false,
+            paused: false,
             ended: false,
         });
     }
@@ -267,6 +270,9 @@ impl<'a> Recognizer<'a> {
                 if let Some(deciders) = self.retunes.as_ref().and_then(|r| r.try_iter().last()) {
                     let lag = self.reach.lag;
                     self.lanes.iter_mut().zip(deciders).for_each(|(l, d)| l.decider.retune(d.looking_back(lag)));
+                }
+                for lane in 0..self.lanes.len() {
+                    self.pause(lane, sink)?;
                 }
                 let waiting = |(i, l): (usize, &LaneState)| Some((l.camera.ring.waiting_since()?, i));
                 let oldest = self.lanes.iter().enumerate().filter(|(_, l)| !l.ended).filter_map(waiting).min();
@@ -567,6 +573,7 @@ impl<'a> Recognizer<'a> {
         self.supervisor.ready(|| format!("watching {cameras} cameras on {backend}"));
         let state = &mut self.lanes[lane];
         state.hops += 1;
+        state.camera.status(|s| s.hops += 1);
         state.partial += u64::from(!whole);
         state.last_frame = span.last;
         let logits: Vec<&[f32]> = logits.logits.iter().map(Vec::as_slice).collect();
@@ -626,6 +633,23 @@ impl<'a> Recognizer<'a> {
         let changes = state.decider.finish(state.last_frame).to_vec();
         for change in changes {
             self.emit(lane, &change, Instant::now(), sink)?;
+        }
+        Ok(())
+    }
+
+    /// When a camera has been paused and nothing of it waits any more, what is open has ended: nobody looks.
+    fn pause(&mut self, lane: usize, sink: &mut dyn Sink) -> Result<()> {
+        let state = &mut self.lanes[lane];
+        let paused = state.camera.is_paused();
+        if paused == state.paused || state.ended || paused && state.camera.ring.waiting_since().is_some() {
+            return Ok(());
+        }
+        state.paused = paused;
+        if paused {
+            let changes = state.decider.finish(state.last_frame).to_vec();
+            for change in changes {
+                self.emit(lane, &change, Instant::now(), sink)?;
+            }
         }
         Ok(())
     }

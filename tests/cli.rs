@@ -469,7 +469,11 @@ fn a_bad_config_is_bad_input_and_a_good_one_is_good() {
         (format!("{good}[[camera]]\nid = \"a\"\nsource = \"usb:1\"\n"), 2, "already"),
         (good.replace("models/default", "models/none"), 2, "no such model"),
         (format!("{good}[events.label.flaling]\nstart = 0.5\n"), 2, "did you mean `falling`"),
-        (format!("{good}[mqtt]\nurl = \"mqtt://x\"\n"), 2, "mqtt"),
+        (format!("{good}[mqtt]\nurl = \"mqtt://x\"\n"), 0, "good"),
+        (format!("{good}[mqtt]\nurl = \"http://x\"\n"), 2, ":6:1: [mqtt]: url begins with http://"),
+        (format!("{good}[mqtt]\nurl = \"mqtt://x\"\nbinary_sensors = [\"fal\"]\n"), 2, "no label `fal`"),
+        (format!("{good}[[command]]\nargv = []\n"), 2, "[[command]]: argv is empty"),
+        (format!("{good}[journal]\nmax_mb = 3\n"), 2, "max_mb = 3 is too small"),
     ] {
         fs::write(&path, &text).unwrap();
         let output = actiond(&["check", path.to_str().unwrap()]);

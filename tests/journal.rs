@@ -10,9 +10,8 @@ use std::{
 };
 
 use actiond::{
-    error::Kind,
-    event::{self, Event, Phase, Top},
-    journal::{Journal, Reader},
+    event::{self, Event, Flag, Phase, Top},
+    journal::{Config, Item, Journal, MOST_WAITING, Reader},
 };
 
 /// Where this is set, the test binary is a writer that works until it is killed.
@@ -48,6 +47,10 @@ fn event(frame: u64) -> Event {
     }
 }
 
+fn open(folder: &Path) -> actiond::error::Result<Journal> {
+    Journal::open(&Config::in_folder(folder))
+}
+
 fn read(folder: &Path) -> Vec<Event> {
     let mut reader = Reader::new(folder, 0);
     std::iter::from_fn(|| reader.next_event().unwrap()).collect()
@@ -57,11 +60,11 @@ fn read(folder: &Path) -> Vec<Event> {
 #[test]
 fn writer() {
     let Some(folder) = env::var_os(WRITER) else { return };
-    let mut journal = Journal::open(Path::new(&folder)).unwrap();
+    let mut journal = open(Path::new(&folder)).unwrap();
     let mut out = std::io::stdout();
     for frame in 0.. {
         let mut event = event(frame);
-        journal.append(&mut event).unwrap();
+        journal.append(&mut event);
         // Past libtest's capture, and whole lines only.
         out.write_all(format!("acknowledged {} {}\n", event.seq, event.first_frame).as_bytes()).unwrap();
         out.flush().unwrap();
@@ -120,7 +123,7 @@ fn a_killed_writer_loses_nothing_that_it_acknowledged() {
 }
 
 #[test]
-fn a_full_disk_fails_an_append_and_nothing_else() {
+fn a_full_disk_loses_nothing_and_what_waited_is_written_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder.path()).output();
     if !mounted.is_ok_and(|m| m.status.success()) {
@@ -129,39 +132,62 @@ fn a_full_disk_fails_an_append_and_nothing_else() {
     }
     let mount = Mount(folder.path());
     let dir = mount.0.join("journal");
-    let mut journal = Journal::open(&dir).unwrap();
-    let ballast = mount.0.join("ballast");
-    let mut next = 1;
+    let mut journal = open(&dir).unwrap();
+    let shared = journal.shared();
+    let mut follower = shared.follow(0);
+    let mut written = 0;
     for round in 0..3 {
-        let failed = (0..1000).find_map(|i| {
-            let mut event = event(i);
-            let result = journal.append(&mut event);
-            match result {
-                Ok(()) => assert_eq!(event.seq, next),
-                Err(_) => assert_eq!(event.seq, 0),
+        // Until it is full, and twenty events more.
+        let mut volatile = 0;
+        for frame in 0..1000 {
+            let mut event = event(frame);
+            journal.append(&mut event);
+            written += 1;
+            assert_eq!(event.seq, written);
+            volatile += u64::from(event.flags == [Flag::Volatile]);
+            if volatile == 20 {
+                break;
             }
-            next += u64::from(result.is_ok());
-            result.err()
-        });
-        let e = failed.expect("64 KiB hold no 1000 events");
-        assert_eq!(e.kind(), Kind::Unavailable, "{e}");
-        assert!(e.to_string().contains("No space left"), "{e}");
-        assert!(journal.append(&mut event(0)).is_err(), "round {round}: still full");
-        assert_eq!(read(&dir).len() as u64, next - 1);
+        }
+        assert_eq!(volatile, 20, "64 KiB hold no 1000 events");
+        let stats = shared.stats();
+        assert_eq!((stats.full, stats.waiting, stats.newest), (true, 20, written), "round {round}");
+        assert_eq!(numbers(&read(&dir)), (1..=written - 20).collect::<Vec<_>>());
         assert!(fs::read(dir.join("events.jsonl")).unwrap().ends_with(b"\n"), "round {round}: half a line");
+        // Whoever follows has them all the same.
+        while let Some(item) = follower.next_item().unwrap() {
+            assert!(matches!(item, Item::Event(_)), "{item:?}");
+        }
+        assert_eq!(follower.at(), written);
         // More disk, for so long as the test fills it again.
         let more = format!("remount,size={}k", 64 * (round + 2));
         assert!(Command::new("mount").args(["-o", &more]).arg(mount.0).status().unwrap().success());
+        journal.tick();
+        let stats = shared.stats();
+        assert_eq!((stats.full, stats.waiting, stats.dropped), (false, 0, 0), "round {round}");
+        assert_eq!(numbers(&read(&dir)), (1..=written).collect::<Vec<_>>());
     }
+    assert_eq!(follower.next_item().unwrap(), None, "nothing comes twice");
     // A daemon that starts on a full disk can still read where the sequence is.
+    let ballast = mount.0.join("ballast");
     fs::write(&ballast, vec![0; 1 << 20]).unwrap_err();
     drop(journal);
-    let mut journal = Journal::open(&dir).unwrap();
-    assert_eq!(journal.next_seq(), next);
+    let mut journal = open(&dir).unwrap();
+    assert_eq!(journal.next_seq(), written + 1);
+    // What the bound drops is counted, and is a hole in the numbers.
+    (0..MOST_WAITING as u64 + 7).for_each(|frame| journal.append(&mut event(frame)));
+    let dropped = journal.shared().stats().dropped;
+    assert!((1..=7).contains(&dropped), "{dropped}");
     fs::remove_file(&ballast).unwrap();
-    journal.append(&mut event(0)).unwrap();
-    let numbers: Vec<u64> = read(&dir).iter().map(|e| e.seq).collect();
-    assert_eq!(numbers, (1..=next).collect::<Vec<_>>());
+    assert!(Command::new("mount").args(["-o", "remount,size=4m"]).arg(mount.0).status().unwrap().success());
+    journal.append(&mut event(0));
+    let events = numbers(&read(&dir));
+    assert_eq!(events.len() as u64, written + MOST_WAITING as u64 + 8 - dropped);
+    assert!(events.windows(2).filter(|w| w[1] != w[0] + 1).count() == 1, "one hole");
+}
+
+fn numbers(events: &[Event]) -> Vec<u64> {
+    events.iter().map(|e| e.seq).collect()
 }
 
 struct Mount<'a>(&'a Path);
@@ -175,8 +201,8 @@ impl Drop for Mount<'_> {
 #[test]
 fn a_second_process_does_not_write_into_it() {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path()).unwrap();
-    journal.append(&mut event(0)).unwrap();
+    let mut journal = open(folder.path()).unwrap();
+    journal.append(&mut event(0));
     let second = Command::new(env::current_exe().unwrap())
         .args(["--exact", "writer", "--nocapture", "--test-threads=1"])
         .env(WRITER, folder.path())
@@ -184,7 +210,7 @@ fn a_second_process_does_not_write_into_it() {
         .unwrap();
     let said = String::from_utf8_lossy(&second.stderr).into_owned() + &String::from_utf8_lossy(&second.stdout);
     assert!(!second.status.success() && said.contains("is in use by process"), "{said}");
-    journal.append(&mut event(1)).unwrap();
+    journal.append(&mut event(1));
     assert_eq!(read(folder.path()).len(), 2);
 }
 
@@ -195,8 +221,8 @@ fn a_reader_beside_a_writer_sees_every_event_once_and_in_order() {
     let mut reader = Reader::new(&path, 0);
     let writing = path.clone();
     let writer = thread::spawn(move || {
-        let mut journal = Journal::open(&writing).unwrap();
-        (0..300).for_each(|frame| journal.append(&mut event(frame)).unwrap());
+        let mut journal = open(&writing).unwrap();
+        (0..300).for_each(|frame| journal.append(&mut event(frame)));
     });
     let mut seen = Vec::new();
     while seen.len() < 300 {

@@ -8,6 +8,7 @@ use crate::{
     error::{Error, Result},
     inference,
     model::Model,
+    publish,
 };
 
 #[derive(Debug, clap::Args)]
@@ -15,6 +16,9 @@ use crate::{
 pub struct Args {
     /// The config file to check, and the model that it names.
     config: PathBuf,
+    /// Send a test event (camera `check`, label `test`) through every sink of the config and wait until it is acknowledged.
+    #[arg(long)]
+    publish: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -22,6 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&plan.model)?;
     let hop = model.hop(plan.hop).map_err(|e| e.context(format!("{}: [model]", args.config.display())))?;
     Decider::new(&model, &plan.events, hop).map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
+    plan.publish.check(&model.labels).map_err(|e| e.context(args.config.display()))?;
     let mode = match plan.mode {
         Some(mode) => {
             inference::check_mode(&model, mode, hop)
@@ -39,7 +44,31 @@ pub fn run(args: &Args) -> Result<()> {
         model.labels.len(),
         mode.name(),
         hop,
-    ))
+    ))?;
+    if args.publish { publish(&plan) } else { Ok(()) }
+}
+
+fn publish(plan: &Plan) -> Result<()> {
+    if plan.publish.is_empty() {
+        return Err(Error::config(
+            "there is no [mqtt], [[webhook]] or [[command]] in it: nothing to send a test event to",
+        ));
+    }
+    let results = publish::test(&plan.publish, &plan.device)?;
+    let mut failed = 0;
+    for (target, result) in &results {
+        match result {
+            Ok(said) => super::say(&format!("✓ {target}: {said}"))?,
+            Err(e) => {
+                failed += 1;
+                super::say(&format!("✗ {target}: {e}"))?;
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::unavailable(format!("{failed} of {} sinks did not acknowledge the test event", results.len()))),
+    }
 }
 
 /// Reads a config; where it has errors, prints all but the last, which is returned.

@@ -279,7 +279,10 @@ fn since(text: &str, now: &Zoned) -> Result<Timestamp, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{event::sample, journal::Journal};
+    use crate::{
+        event::sample,
+        journal::{Config, Journal},
+    };
 
     fn printed(events: &[Event], colour: bool) -> String {
         let mut printer = Printer { out: Vec::new(), colour, zone: TimeZone::UTC, day: None };
@@ -300,7 +303,7 @@ mod tests {
     /// Two actions, each with all its phases; the second is another camera's and still open.
     fn journal() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(folder.path()).unwrap();
+        let mut journal = Journal::open(&Config::in_folder(folder.path())).unwrap();
         let mut falling = sample(0);
         falling.label = "falling".into();
         falling.camera = "yard".into();
@@ -309,7 +312,7 @@ mod tests {
         let mut update = sample(0);
         update.phase = Phase::Update;
         for mut event in [sample(0), update, falling, ended(sample(0), 75)] {
-            journal.append(&mut event).unwrap();
+            journal.append(&mut event);
         }
         folder
     }

@@ -1,17 +1,25 @@
-//! `actiond run`: the daemon. The only wiring of threads: one a source, and the recognizer on this one.
+//! `actiond run`: the daemon. The only wiring of threads: one a source, one for all network, one that keeps the journal,
+//! and the recognizer on this one.
 
-use std::{path::PathBuf, sync::Arc, thread};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{check, events::Printer, timeline};
 use crate::{
     camera::{Camera, Feed},
     config::{self, Mode, Plan},
     decide::{Decider, Phase},
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     event::Event,
     inference,
     journal::Journal,
     model::Model,
+    publish::{self, Board, Facts, Publisher, Switches},
     recognize::{Identity, Recognizer, Sink},
     ring::Bell,
     scale::{self, ViewSpec},
@@ -69,7 +77,7 @@ pub fn run(args: &Args) -> Result<()> {
 
     let deciders = plan.cameras.iter().map(|_| Decider::new(&model, &plan.events, hop));
     let deciders = deciders.collect::<Result<Vec<_>>>()?;
-    let mut output = Output { journal: Journal::open(&plan.journal)?, printer: Printer::new(), ended: Vec::new() };
+    let journal = Arc::new(Mutex::new(Journal::open(&plan.journal)?));
     let mode = plan.mode.unwrap_or_else(|| {
         let (mode, why) = inference::natural_mode(&model, hop);
         if let Some(why) = why {
@@ -92,9 +100,18 @@ pub fn run(args: &Args) -> Result<()> {
         recognizer.precision(),
         mode.name(),
         hop,
-        plan.journal.display()
+        plan.journal.path.display()
     );
 
+    let board = Arc::new(Board::new(plan.cameras.iter().map(|c| c.id.as_str()), plan.publish.watched()));
+    let publisher = publisher(&plan, &model, &journal, &board, &handles)?;
+    let keeper = Keeper::start(
+        journal.clone(),
+        board.clone(),
+        handles.clone(),
+        Engine { backend: recognizer.backend(), precision: recognizer.precision(), mode: mode.name() },
+    )?;
+    let mut output = Output { journal, board, printer: Printer::new(), ended: Vec::new() };
     let feeds = Feed::shared(&handles, &plan.cameras);
     let result = watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
         let failed_all = handles.iter().all(|c| c.status(|s| s.failed.is_some()));
@@ -103,6 +120,11 @@ pub fn run(args: &Args) -> Result<()> {
             shutdown.wait();
         }
     });
+    // What the recognizer has closed at its end is still to be delivered.
+    keeper.stop();
+    if let Some(publisher) = publisher {
+        publisher.finish(if args.until_end { LAST_DELIVERY } else { DELIVERY });
+    }
     for (camera, tally) in handles.iter().zip(recognizer.tally()) {
         let (c, reopened) = camera.status(|s| (s.counts, s.reopened));
         log::info!(
@@ -189,7 +211,7 @@ fn plan(args: &Args) -> Result<Plan> {
     plan.mode = args.mode.or(plan.mode);
     plan.hop = args.hop.map(usize::from).or(plan.hop);
     if let Some(journal) = &args.journal {
-        plan.journal = journal.clone();
+        plan.journal.path = journal.clone();
     }
     if args.realtime {
         plan.cameras.iter_mut().for_each(|c| c.options.realtime = true);
@@ -200,20 +222,137 @@ fn plan(args: &Args) -> Result<Plan> {
     Ok(plan)
 }
 
+/// How long the sinks may go on delivering when the daemon is stopped, and when its recordings have ended.
+const DELIVERY: Duration = Duration::from_secs(3);
+const LAST_DELIVERY: Duration = Duration::from_secs(10);
+
+/// How often diagnostics are measured.
+const DIAGNOSTICS: Duration = Duration::from_secs(30);
+
+fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
+    // A journal that a panic has left is repaired by its next write.
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the thread for all network, where there is a sink.
+fn publisher(
+    plan: &Plan,
+    model: &Model,
+    journal: &Mutex<Journal>,
+    board: &Arc<Board>,
+    cameras: &[Arc<Camera>],
+) -> Result<Option<Publisher>> {
+    plan.publish.check(&model.labels)?;
+    if plan.publish.is_empty() {
+        return Ok(None);
+    }
+    let events = |label: &&String| !plan.events.ignore.contains(label);
+    let facts = Facts {
+        announce: plan.publish.announces(),
+        cameras: plan.cameras.iter().map(|c| c.id.clone()).collect(),
+        labels: model.labels.iter().filter(events).cloned().collect(),
+        watched: plan.publish.watched().to_vec(),
+        model: format!("{}@{}", model.manifest.name, model.manifest.version),
+        has_temperature: temperature().is_some(),
+        folder: plan.journal.path.clone(),
+    };
+    let daemon = publish::Daemon {
+        device: plan.device.clone(),
+        journal: lock(journal).shared(),
+        board: board.clone(),
+        switches: Arc::new(Switches::new(cameras, &plan.journal.path, board.clone())),
+        facts,
+    };
+    Publisher::start(&plan.publish, daemon).map(Some)
+}
+
+/// What the recognizer runs on.
+struct Engine {
+    backend: &'static str,
+    precision: String,
+    mode: &'static str,
+}
+
+/// The thread that keeps the journal, once a second, and measures for the diagnostics.
+struct Keeper {
+    stop: Shutdown,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Keeper {
+    fn start(
+        journal: Arc<Mutex<Journal>>,
+        board: Arc<Board>,
+        cameras: Vec<Arc<Camera>>,
+        engine: Engine,
+    ) -> Result<Keeper> {
+        let stop = Shutdown::new();
+        let stopped = stop.clone();
+        let work = move || {
+            let counts = || cameras.iter().map(|c| c.status(|s| (s.counts.pictures, s.hops))).collect::<Vec<_>>();
+            let (mut since, mut before) = (Instant::now(), counts());
+            // The first are there soon.
+            let mut due = since + DIAGNOSTICS / 6;
+            while !stopped.wait_timeout(Duration::from_secs(1)) {
+                lock(&journal).tick();
+                if Instant::now() < due {
+                    continue;
+                }
+                let (now, seconds) = (counts(), since.elapsed().as_secs_f64());
+                let rate = |now: u64, before: u64| ((now - before) as f64 / seconds * 10.0).round() / 10.0;
+                for ((camera, now), before) in cameras.iter().zip(&now).zip(&before) {
+                    let value = serde_json::json!({ "fps": rate(now.0, before.0) });
+                    board.set(&format!("{}/diagnostics", camera.id), value.to_string());
+                }
+                let hops = |counts: &[(u64, u64)]| counts.iter().map(|c| c.1).sum();
+                let mut value = serde_json::json!({
+                    "hops_per_s": rate(hops(&now), hops(&before)), "backend": engine.backend,
+                    "precision": engine.precision, "mode": engine.mode,
+                });
+                if let Some(celsius) = temperature() {
+                    value["temperature_c"] = celsius.into();
+                }
+                board.set("diagnostics", value.to_string());
+                (since, before) = (Instant::now(), now);
+                due = since + DIAGNOSTICS;
+            }
+            lock(&journal).tick();
+        };
+        let thread = thread::Builder::new()
+            .name("journal".into())
+            .spawn(work)
+            .map_err(|e| Error::internal("cannot start a thread").caused_by(e))?;
+        Ok(Keeper { stop, thread })
+    }
+
+    fn stop(self) {
+        self.stop.set();
+        if self.thread.join().is_err() {
+            log::error!("the journal's thread panicked");
+        }
+    }
+}
+
+/// The board's hottest place, in degrees; none where there is no sensor.
+fn temperature() -> Option<f64> {
+    let zones = fs::read_dir("/sys/class/thermal").ok()?.flatten();
+    let read = |zone: fs::DirEntry| fs::read_to_string(zone.path().join("temp")).ok()?.trim().parse::<f64>().ok();
+    let celsius = zones.filter_map(read).map(|milli| milli / 1000.0).filter(|c| (-40.0..150.0).contains(c));
+    celsius.reduce(f64::max)
+}
+
 /// The journal first, then the terminal.
 struct Output {
-    journal: Journal,
+    journal: Arc<Mutex<Journal>>,
+    board: Arc<Board>,
     printer: Printer,
     ended: Vec<Event>,
 }
 
 impl Sink for Output {
     fn event(&mut self, event: &mut Event) -> Result<()> {
-        // A full disk must not stop recognition.
-        match self.journal.append(event) {
-            Err(e) if e.kind() == Kind::Unavailable => log::error!("{e}"),
-            result => result?,
-        }
+        lock(&self.journal).append(event);
+        self.board.event(event);
         self.printer.print(event);
         if event.phase == Phase::End {
             self.ended.push(event.clone());

@@ -1,0 +1,190 @@
+//! Reading a journal's files, while they are written or not, in this process or another.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::{EVENTS, files::rotated};
+use crate::{
+    error::{Error, Result},
+    event::{Event, VERSION},
+};
+
+/// No event comes near this; without a bound a file that is not a journal could fill the memory as one line.
+pub(super) const LONGEST_LINE: u64 = 1 << 20;
+
+/// Reads a journal from its beginning, file by file, and follows it when it is rotated.
+#[derive(Debug)]
+pub struct Reader {
+    folder: PathBuf,
+    file: Option<Open>,
+    from: u64,
+    /// The number of the last event that was read.
+    after: u64,
+    pub(super) line: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Open {
+    path: PathBuf,
+    file: BufReader<File>,
+    inode: u64,
+    /// Where the next line begins, and where the last one did.
+    offset: u64,
+    last: u64,
+    line_number: u64,
+    /// Within a line that is longer than any of ours.
+    overlong: bool,
+    /// Nothing is written to it any more.
+    closed: bool,
+}
+
+impl Reader {
+    /// A reader of the events from number `from` on. The journal need not be there yet.
+    pub fn new(folder: &Path, from: u64) -> Self {
+        Reader { folder: folder.to_owned(), file: None, from, after: 0, line: Vec::new() }
+    }
+
+    /// Whether there is a journal in a folder.
+    pub fn there(folder: &Path) -> bool {
+        folder.join(EVENTS).is_file() || rotated(folder).is_ok_and(|files| !files.is_empty())
+    }
+
+    /// The next event; `None` when there is none yet, which may change: ask again later. Lines that can't be read are
+    /// passed over with a warning; half a line at the end is one that is being written.
+    ///
+    /// Errors: `Unavailable` when a file can't be read.
+    pub fn next_event(&mut self) -> Result<Option<Event>> {
+        loop {
+            match self.next_line() {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(e) => {
+                    let path = self.file.as_ref().map_or(&self.folder, |f| &f.path);
+                    return Err(Error::unavailable(format!("cannot read {}", path.display())).caused_by(e));
+                }
+            }
+            let place = || self.file.as_ref().map(|f| format!("{}:{}", f.path.display(), f.line_number));
+            match serde_json::from_slice::<Event>(&self.line) {
+                Ok(event) if event.v != VERSION => {
+                    log::warn!("{}: an event of version {}, passed over", place().unwrap_or_default(), event.v);
+                }
+                Ok(event) => {
+                    self.after = event.seq;
+                    if event.seq >= self.from {
+                        return Ok(Some(event));
+                    }
+                }
+                Err(e) => log::warn!("{}: damaged, passed over ({e})", place().unwrap_or_default()),
+            }
+        }
+    }
+
+    /// Reads the next whole line; false when there is none.
+    fn next_line(&mut self) -> io::Result<bool> {
+        loop {
+            let Some(open) = &mut self.file else {
+                match self.first()? {
+                    Some(first) => self.file = Some(first),
+                    None => return Ok(false),
+                }
+                continue;
+            };
+            self.line.clear();
+            let read = open.file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.line)? as u64;
+            if self.line.ends_with(b"\n") {
+                open.last = open.offset;
+                open.offset += read;
+                open.line_number += 1;
+                if std::mem::take(&mut open.overlong) {
+                    continue;
+                }
+                return Ok(true);
+            }
+            if read == LONGEST_LINE {
+                if !open.overlong {
+                    let number = open.line_number + 1;
+                    log::warn!("{}:{number}: too long for an event, passed over", open.path.display());
+                }
+                open.overlong = true;
+                open.offset += read;
+                continue;
+            }
+            // The end for now. The writer may rotate the file, or take back half a line or a line that it could not
+            // sync, and an administrator may put another file in the place of this one.
+            let live = fs::metadata(self.folder.join(EVENTS)).ok().map(|m| m.ino());
+            if live == Some(open.inode) {
+                let length = open.file.get_ref().metadata()?.len();
+                if length < open.offset {
+                    open.offset = open.last;
+                    open.line_number = open.line_number.saturating_sub(1);
+                    if length < open.last {
+                        self.file = None;
+                        continue;
+                    }
+                }
+                open.file.seek(SeekFrom::Start(open.offset))?;
+                return Ok(false);
+            }
+            if !std::mem::replace(&mut open.closed, true) {
+                // A line may have come between the end that we saw and the rotation.
+                open.file.seek(SeekFrom::Start(open.offset))?;
+                continue;
+            }
+            match self.following()? {
+                Some(next) => self.file = Some(next),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// The file that the first wanted event is in.
+    fn first(&self) -> io::Result<Option<Open>> {
+        let from = self.from.max(self.after + 1);
+        let files = rotated(&self.folder)?;
+        let at = files.iter().rposition(|f| f.first <= from).unwrap_or(0);
+        self.open_first_of(files[at.min(files.len())..].iter().map(|f| f.path.clone()))
+    }
+
+    /// The file behind the one that is open.
+    fn following(&self) -> io::Result<Option<Open>> {
+        let files = rotated(&self.folder)?;
+        let inode = self.file.as_ref().map(|f| f.inode);
+        let ours = files.iter().position(|f| fs::metadata(&f.path).ok().map(|m| m.ino()) == inode);
+        let next = match ours {
+            Some(ours) => ours + 1,
+            // It was removed: what comes behind is told by the numbers.
+            None => files.iter().position(|f| f.first > self.after).unwrap_or(files.len()),
+        };
+        self.open_first_of(files[next..].iter().map(|f| f.path.clone()))
+    }
+
+    /// Opens the first of these that is there, or the file that is written now.
+    fn open_first_of(&self, rotated: impl Iterator<Item = PathBuf>) -> io::Result<Option<Open>> {
+        for path in rotated.chain([self.folder.join(EVENTS)]) {
+            match File::open(&path) {
+                Ok(file) => {
+                    let inode = file.metadata()?.ino();
+                    let file = BufReader::new(file);
+                    let (offset, last, line_number) = (0, 0, 0);
+                    return Ok(Some(Open {
+                        path,
+                        file,
+                        inode,
+                        offset,
+                        last,
+                        line_number,
+                        overlong: false,
+                        closed: false,
+                    }));
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
+    }
+}
