@@ -19,6 +19,10 @@ use crate::{
     fault::{Fault, Watch},
     frame::Picture,
     intake::{Counts, Intake, Output},
+    mask::Masker,
+    metrics::{Timing, timing},
+    recognize::Tally,
+    record::frames::Frames,
     ring::{Bell, Rhythm, Ring},
     scale::ViewSpec,
     source::{self, Pace, Source},
@@ -39,15 +43,27 @@ pub struct Camera {
     pub ring: Ring,
     /// Wall time of frame 0, for a recording: when it was made. A camera's frames are dated when they arrive.
     pub epoch: Option<Timestamp>,
+    pub stages: Stages,
     status: Mutex<Status>,
     paused: AtomicBool,
+}
+
+/// What its pictures took.
+#[derive(Debug)]
+pub struct Stages {
+    /// Read and decoded; of recordings only, as a camera's picture is waited for.
+    pub read: Timing,
+    pub scale: Timing,
+    pub flow: Timing,
 }
 
 #[derive(Debug, Default)]
 pub struct Status {
     pub counts: Counts,
-    /// Hops made of its frames.
-    pub hops: u64,
+    /// What became of its frames.
+    pub tally: Tally,
+    /// When its last picture came.
+    pub seen: Option<Instant>,
     /// Times that the source was opened again.
     pub reopened: u64,
     /// What is wrong with its picture although pictures come.
@@ -63,6 +79,7 @@ impl Camera {
             id: camera.id.clone(),
             ring: Ring::new(Pace::Live, rhythm, bell),
             epoch: recording.map(recorded_at),
+            stages: Stages { read: timing(), scale: timing(), flow: timing() },
             status: Mutex::default(),
             paused: AtomicBool::new(false),
         })
@@ -116,13 +133,13 @@ struct Connection {
 }
 
 impl<'a> Feed<'a> {
-    /// Cameras that name the same source, to be played in the same way, share one feed.
+    /// Cameras that name the same source, to be played and masked in the same way, share one feed.
     pub fn shared(cameras: &[Arc<Camera>], configs: &'a [config::Camera]) -> Vec<Feed<'a>> {
         let mut feeds: Vec<Feed> = Vec::new();
         for (camera, config) in cameras.iter().zip(configs) {
             let same = |f: &&mut Feed| {
                 let (_, first) = f.members[0];
-                (&first.source, &first.options) == (&config.source, &config.options)
+                (&first.source, &first.options, &first.mask) == (&config.source, &config.options, &config.mask)
             };
             match feeds.iter_mut().find(same) {
                 Some(feed) => feed.members.push((camera.clone(), config)),
@@ -165,7 +182,8 @@ impl<'a> Feed<'a> {
     pub fn work(&self, specs: &[ViewSpec], shutdown: &Shutdown) {
         let mut members = Vec::new();
         for (camera, config) in &self.members {
-            match Intake::new(specs, config.region).map(|i| i.telling_still(config.skip_still)) {
+            let frames = config.frames.clone().map(|f| Frames::new(f, &camera.id, specs, config.region));
+            match Intake::new(specs, config.region).map(|i| i.telling_still(config.skip_still).recording(frames)) {
                 Ok(intake) => members.push(Member { camera, intake }),
                 Err(e) => camera.fail(e),
             }
@@ -232,6 +250,7 @@ impl<'a> Feed<'a> {
         let mut first = true;
         // A recording shows what was recorded; nobody can wipe its lens.
         let mut watch = (source.pace() == Pace::Live).then(Watch::default);
+        let mut masker = Masker::new(&self.members[0].1.mask);
         // A recording would begin anew: it stands still instead.
         let closes = self.members[0].1.source.path().is_none();
         while !shutdown.is_set() && !members.is_empty() {
@@ -242,7 +261,11 @@ impl<'a> Feed<'a> {
                 shutdown.wait_timeout(PAUSED);
                 continue;
             }
-            let picture = source.next()?;
+            let began = Instant::now();
+            let picture = masker.apply(&source.next()?);
+            if connection.pace == Some(Pace::Recorded) {
+                self.cameras().for_each(|c| c.stages.read.observe(began.elapsed().as_secs_f64()));
+            }
             if first {
                 first = false;
                 if let Some(last) = connection.last_picture {
@@ -276,12 +299,22 @@ impl Member<'_> {
     fn take(&mut self, picture: &Picture, fault: Option<Fault>) -> bool {
         let camera = self.camera;
         let mut open = true;
+        let frames = self.intake.counts().frames;
         let taken = self.intake.take(picture, &mut |output| match output {
             Output::Frame(frame) => open &= camera.ring.push(frame),
             Output::Cut { lost } => camera.ring.cut(lost),
         });
+        let counts = self.intake.counts();
+        if counts.frames > frames {
+            let spent = self.intake.spent();
+            camera.stages.scale.observe(spent.scale.as_secs_f64());
+            if !spent.flow.is_zero() {
+                camera.stages.flow.observe(spent.flow.as_secs_f64());
+            }
+        }
         camera.status(|s| {
-            s.counts = self.intake.counts();
+            s.counts = counts;
+            s.seen = Some(Instant::now());
             s.fault = fault;
         });
         // The other cameras may have no trouble with this picture.

@@ -6,16 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::Spanned;
 
 use crate::{
     error::{Error, Result},
     journal,
+    mask,
     model::Decision,
     publish,
     scale::Region,
+    secret::{self, Secret},
     source::{self, Uri},
+    web,
 };
 
 /// The shipped model, beside the binary's project folder or in the working folder.
@@ -41,6 +44,8 @@ pub struct Plan {
     pub events: Decision,
     pub journal: journal::Config,
     pub publish: publish::Config,
+    /// Where there is a `[web]`.
+    pub web: Option<web::Settings>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,12 +54,16 @@ pub struct Camera {
     pub source: Uri,
     pub options: source::Options,
     pub region: Region,
+    /// What nothing may see.
+    pub mask: Vec<mask::Shape>,
+    /// The folder that its frames are recorded to, if they are.
+    pub frames: Option<PathBuf>,
     /// While nothing moves, leave out flow and streams; see [`still`](crate::still).
     pub skip_still: bool,
 }
 
 /// How a hop is computed; see `docs/architecture.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// The window, computed whole at each hop.
@@ -90,6 +99,7 @@ struct File {
     mqtt: Option<Spanned<publish::MqttConfig>>,
     webhook: Vec<Spanned<publish::WebhookConfig>>,
     command: Vec<Spanned<publish::CommandConfig>>,
+    web: Option<web::Config>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -111,8 +121,11 @@ struct Model {
 #[serde(deny_unknown_fields)]
 struct CameraEntry {
     id: Spanned<String>,
-    source: Spanned<String>,
+    source: Option<Spanned<String>>,
+    source_file: Option<Spanned<PathBuf>>,
     region: Option<Spanned<Region>>,
+    #[serde(default)]
+    mask: Vec<Spanned<mask::Shape>>,
     skip_still: Option<bool>,
     #[serde(default)]
     realtime: bool,
@@ -133,6 +146,7 @@ impl Plan {
             events: Decision::default(),
             journal: journal::Config::in_folder(Path::new(DEFAULT_JOURNAL)),
             publish: publish::Config::default(),
+            web: None,
         }
     }
 
@@ -143,6 +157,12 @@ impl Plan {
         let name = path.display().to_string();
         let text =
             fs::read_to_string(path).map_err(|e| vec![Error::config(format!("cannot read {name}")).caused_by(e)])?;
+        if secret::stands_in(&text) && readable_by_all(path) {
+            log::warn!(
+                "{name} holds a password and every user of this machine can read it: chmod o-r {name}, or name it by \
+                 ${{VARIABLE}} or a ..._file key"
+            );
+        }
         Plan::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
     }
 
@@ -178,6 +198,8 @@ pub fn camera_from_argument(source: &str, taken: &[Camera]) -> Result<Camera> {
         source: uri,
         options: source::Options::default(),
         region: Region::WHOLE,
+        mask: Vec::new(),
+        frames: None,
         skip_still: DEFAULT_SKIP_STILL,
     })
 }
@@ -242,6 +264,9 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
     plan.publish.command = file.command.into_iter().map(Spanned::into_inner).collect();
     plan.publish.relative_to(folder);
     plan.events = file.events;
+    plan.web = file.web.and_then(|web| {
+        web.settings(folder).map_err(|(span, e)| errors.push(at(span.unwrap_or(0..0), format!("[web] {e}")))).ok()
+    });
     if file.camera.is_empty() && errors.is_empty() {
         errors.push((0, Error::config(format!("{name}: there is no [[camera]] in it; each needs an id and a source"))));
     }
@@ -266,7 +291,21 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
                 errors.push(at(given.span(), what));
             }
         }
-        match Uri::parse(entry.source.get_ref()) {
+        for shape in &entry.mask {
+            if let Err(what) = shape.get_ref().check() {
+                errors.push(at(shape.span(), what));
+            }
+        }
+        let (span, source) = match (&entry.source, &entry.source_file) {
+            (Some(source), None) => (source.span(), secret::expand(source.get_ref())),
+            (None, Some(file)) => {
+                let source = Secret::from_file(&folder.join(file.get_ref()));
+                (file.span(), source.map(|s| s.expose().to_owned()))
+            }
+            (Some(_), Some(file)) => (file.span(), Err(Error::config("give `source` or `source_file`, not both"))),
+            (None, None) => (entry.id.span(), Err(Error::config(format!("the camera `{id}` has no source")))),
+        };
+        match source.and_then(|source| Uri::parse(&source)) {
             Ok(uri) => {
                 let uri = uri.relative_to(folder);
                 let options = source::Options {
@@ -274,12 +313,28 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
                     rtsp_transport: entry.rtsp_transport,
                     ..source::Options::default()
                 };
-                plan.cameras.push(Camera { id: entry.id.into_inner(), source: uri, options, region, skip_still });
+                let mask = entry.mask.into_iter().map(Spanned::into_inner).collect();
+                let id = entry.id.into_inner();
+                plan.cameras.push(Camera { id, source: uri, options, region, mask, frames: None, skip_still });
             }
-            Err(e) => errors.push(at(entry.source.span(), e.to_string())),
+            Err(e) => errors.push(at(span, e.to_string())),
         }
     }
     plan
+}
+
+/// Reads a config's `[events]` alone: the rest may be there or not.
+///
+/// Errors: the first that was found, with line and column.
+pub fn events(path: &Path) -> Result<Decision> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|e| Error::config(format!("cannot read {name}")).caused_by(e))?;
+    Ok(parse_toml::<File>(&text, &name)?.events)
+}
+
+fn readable_by_all(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o004 != 0)
 }
 
 const ID_RULE: &str = "letters, digits, `-`, `_` and `.` only, as it becomes part of MQTT topics and file names";
@@ -343,7 +398,8 @@ fn parse_all<T: DeserializeOwned>(text: &str, name: &str) -> (Option<T>, Vec<Pla
 }
 
 fn located(e: &toml::de::Error, text: &str, name: &str) -> Error {
-    let what = e.message().replace('\n', "; ");
+    // What was typed in the wrong place may be a password.
+    let what = source::redact(&e.message().replace('\n', "; "));
     let hint = nearest_known(&what).map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
     match e.span() {
         Some(span) => {

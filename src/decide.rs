@@ -479,6 +479,11 @@ pub fn by_label(model: &Model, config: &Decision) -> Result<Vec<By>> {
     Ok(settings(model, config)?.iter().map(|s| s.by).collect())
 }
 
+/// Each label's start, end and min_hops.
+pub fn thresholds(model: &Model, config: &Decision) -> Result<Vec<(f32, f32, usize)>> {
+    Ok(settings(model, config)?.iter().map(|s| (s.start, s.end, s.min_hops)).collect())
+}
+
 fn settings(model: &Model, config: &Decision) -> Result<Vec<Settings>> {
     let manifest = &model.manifest.decision;
     known(model, manifest).map_err(|e| Error::model(format!("decision: {e}")))?;

@@ -11,6 +11,7 @@ use crate::{
         cpu::{CpuFlow, average_down},
     },
     frame::{Frame, Picture, View},
+    record::frames::Frames,
     ring::WINDOW,
     scale::{GLANCE, Region, Scaled, Scaler, ViewSpec},
     still::{Look, Stillness},
@@ -73,6 +74,9 @@ pub struct Intake {
     frame: Frame,
     /// Ticks that went by while the source was being opened anew.
     away: u64,
+    /// Ticks that never came, all of them.
+    lost: u64,
+    record: Option<Frames>,
     counts: Counts,
     spent: Spent,
 }
@@ -96,6 +100,8 @@ impl Intake {
             now: Vec::new(),
             frame: Frame { number: 0, still: 0, views: vec![View::default(); specs.len()] },
             away: 0,
+            lost: 0,
+            record: None,
             counts: Counts::default(),
             spent: Spent::default(),
         })
@@ -106,6 +112,12 @@ impl Intake {
     pub fn telling_still(mut self, on: bool) -> Self {
         let (before, now) = (Vec::new(), Vec::new());
         self.still = on.then(|| Glances { stillness: Stillness::new(GLANCE), before, now, unscaled: 0 });
+        self
+    }
+
+    /// Keeps the pictures that become frames.
+    pub fn recording(mut self, frames: Option<Frames>) -> Self {
+        self.record = frames;
         self
     }
 
@@ -141,6 +153,14 @@ impl Intake {
             self.scaler.scale(picture, &mut self.now)?;
         }
         self.spent = Spent { scale: began.elapsed(), flow: Duration::ZERO };
+        if let Admission::Start { lost } = admission
+            && self.counts.frames > 0
+        {
+            self.lost += lost + self.away;
+        }
+        if let Some(frames) = &mut self.record {
+            frames.take(picture, admission, self.counts.frames + self.lost);
+        }
         match admission {
             Admission::Drop => {}
             Admission::Start { lost } => {

@@ -27,6 +27,7 @@
 //! | [`config`] | the config file as typed, and the plan as checked |
 //! | [`source`] | where pictures come from: GStreamer, USB, recordings |
 //! | [`camera`] | one camera's thread: opening, watching, opening again |
+//! | [`mask`] | privacy masks: parts of the picture that nothing sees |
 //! | [`fault`] | a picture that comes and shows nothing: frozen, black, covered |
 //! | [`intake`] | pictures in, frames out: [`cadence`], [`scale`], [`flow`] |
 //! | [`still`] | whether anything moves, and what is left out while nothing does |
@@ -38,8 +39,12 @@
 //! | [`supervise`] | what the service manager is told: ready, alive, busy |
 //! | [`load`] | what is left out when the machine cannot keep up: pure |
 //! | [`decide`] | scores to events: pure |
+//! | [`tell`] | what is decided, as events with names and dates: pure |
 //! | [`event`], [`journal`] | an event, and where it is kept |
 //! | [`publish`] | from the journal to MQTT, Home Assistant, webhooks, commands |
+//! | [`record`] | scores and frames, kept; scores decided anew |
+//! | [`metrics`], [`web`] | the daemon's numbers, and who may ask for them |
+//! | [`secret`] | passwords and tokens, and where they come from |
 //! | [`clip`] | whole clips, for `infer` and `eval` |
 
 pub mod cadence;
@@ -59,13 +64,18 @@ pub mod input;
 pub mod intake;
 pub mod journal;
 pub mod load;
+pub mod mask;
+pub mod metrics;
 pub mod model;
 pub mod publish;
 pub mod recognize;
+pub mod record;
 pub mod ring;
 pub mod scale;
 pub mod secret;
 pub mod source;
 pub mod still;
 pub mod supervise;
+pub mod tell;
 pub mod time;
+pub mod web;

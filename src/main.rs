@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use actiond::command::{bench, check, compile, doctor, eval, events, infer, run};
+use actiond::command::{bench, check, compile, doctor, eval, events, infer, replay, run, tune};
 use clap::Parser;
 
 /// Recognizes human actions live in video, on the device.
@@ -15,6 +15,10 @@ struct Arguments {
 enum Command {
     /// Watch cameras or recordings and journal the actions in them
     Run(run::Args),
+    /// Decide recorded scores anew, with the same settings or others
+    Replay(replay::Args),
+    /// Propose thresholds that fit what truly happened, from recorded scores
+    Tune(tune::Args),
     /// Check a config: every error with line and column, no camera opened
     Check(check::Args),
     /// Tell what this board has, what is missing, and how to mend it
@@ -38,6 +42,8 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(filter).format_target(false).init();
     let result = match arguments.command {
         Command::Run(args) => run::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Infer(args) => infer::run(&args),

@@ -13,27 +13,34 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    cadence::FPS,
     camera::Camera,
     clip,
     config::Mode,
-    decide::{self, Change, Decider, HopScores, Phase},
+    decide::{self, Decider, HopScores},
     error::{Error, Kind, Result},
-    event::{self, Event},
+    event::Event,
     inference::{self, Hop, Lane, LoadOptions, Network, Progress, Reach},
     input,
     load::{self, Load, Move, Relief, Standing},
+    metrics::{Timing, timing},
     model::Model,
     ring::{Bell, Fate, Rhythm, Span, Step, WINDOW},
     scale,
     still::Rest,
     supervise::Supervisor,
+    tell::{About, Engine, Given, Seen, Teller},
     time::Shutdown,
 };
 
 /// Where events go: the journal first, then whoever shows them.
 pub trait Sink {
     fn event(&mut self, event: &mut Event) -> Result<()>;
+
+    /// What a camera's decider is given, before the events that come of it.
+    fn given(&mut self, _camera: Lane, _engine: &Engine, _given: &Given) {}
+
+    /// The recognizer goes round: at least ten times a second, or once a hop where that takes longer.
+    fn beat(&mut self) {}
 }
 
 /// What stands in every event and does not change while the daemon runs.
@@ -53,6 +60,9 @@ pub struct Recognizer<'a> {
     /// Frames of the model's window.
     window: usize,
     identity: Identity,
+    about: About,
+    engine: Engine,
+    spent: Spent,
     lanes: Vec<LaneState>,
     view_of_stream: Vec<usize>,
     names: Vec<String>,
@@ -91,14 +101,8 @@ enum Doubled {
 
 struct LaneState {
     camera: Arc<Camera>,
-    decider: Decider,
-    /// Id and start of the events that are open, by label: an event keeps its own from start to end.
-    open: Vec<Option<(String, Timestamp)>>,
-    hops: u64,
-    skipped: u64,
-    lost: u64,
-    left_out: u64,
-    partial: u64,
+    teller: Teller,
+    tally: Tally,
     last_frame: u64,
     progress: Progress,
     rest: Rest,
@@ -129,16 +133,31 @@ struct Way {
 }
 
 /// Hops made and left out, and frames lost, of one camera.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     pub hops: u64,
     /// Hops left out as nothing moved.
     pub skipped: u64,
-    /// Frames in no hop.
+    /// Cuts, and the frames in no hop at them.
+    pub gaps: u64,
     pub lost: u64,
     /// Hops left out because the machine could not keep up, and hops made without one of the streams.
     pub left_out: u64,
     pub partial: u64,
+}
+
+/// What hops took, for whoever shows it.
+#[derive(Debug, Clone)]
+pub struct Spent {
+    /// Frames to tensors.
+    pub input: Timing,
+    /// By the stream's name.
+    pub streams: Vec<(String, Timing)>,
+    /// Fused and decided, events on disk.
+    pub decide: Timing,
+    /// What a hop had waited for when it was begun, and all of it until its events were told; of cameras.
+    pub waited: Timing,
+    pub total: Timing,
 }
 
 impl<'a> Recognizer<'a> {
@@ -172,7 +191,16 @@ impl<'a> Recognizer<'a> {
         };
         let load = Load::new(identity.mode, hop, streams.len(), work);
         let rhythm = rhythm(model, network.as_ref(), &identity);
-        Recognizer {
+        let mut recognizer = Recognizer {
+            about: About::new(&identity.device, model, identity.mode, identity.hop),
+            engine: Engine { backend: backend.into(), precision: String::new() },
+            spent: Spent {
+                input: timing(),
+                streams: streams.iter().map(|s| (s.name.clone(), timing())).collect(),
+                decide: timing(),
+                waited: timing(),
+                total: timing(),
+            },
             standing: Arc::new(Mutex::new(load.standing())),
             load,
             // Of equals the last.
@@ -195,7 +223,9 @@ impl<'a> Recognizer<'a> {
             loader: inference::load_with,
             rebuilt: None,
             retunes: None,
-        }
+        };
+        recognizer.engine.precision = recognizer.precision();
+        recognizer
     }
 
     /// How the cameras' rings must hand out their frames.
@@ -213,17 +243,27 @@ impl<'a> Recognizer<'a> {
         self.standing.clone()
     }
 
+    /// What hops take.
+    pub fn spent(&self) -> Spent {
+        self.spent.clone()
+    }
+
+    /// Frames by which scores look further back than those of a window.
+    pub fn lag(&self) -> f32 {
+        self.reach.lag
+    }
+
     /// Watches one more camera.
     pub fn add(&mut self, camera: Arc<Camera>, decider: Decider) {
         self.lanes.push(LaneState {
+            teller: Teller::new(
+                &camera.id,
+                camera.epoch,
+                decider.looking_back(self.reach.lag),
+                self.model.labels.len(),
+            ),
+            tally: Tally::default(),
             camera,
-            decider: decider.looking_back(self.reach.lag),
-            open: vec![None; self.model.labels.len()],
-            hops: 0,
-            skipped: 0,
-            lost: 0,
-            left_out: 0,
-            partial: 0,
             last_frame: 0,
             progress: Progress::default(),
             rest: Rest::default(),
@@ -249,14 +289,7 @@ impl<'a> Recognizer<'a> {
     }
 
     pub fn tally(&self) -> Vec<Tally> {
-        let of = |l: &LaneState| Tally {
-            hops: l.hops,
-            skipped: l.skipped,
-            lost: l.lost,
-            left_out: l.left_out,
-            partial: l.partial,
-        };
-        self.lanes.iter().map(of).collect()
+        self.lanes.iter().map(|l| l.tally).collect()
     }
 
     /// Works until every camera has ended, or until shutdown; what is open then is closed.
@@ -267,9 +300,10 @@ impl<'a> Recognizer<'a> {
             let mut loaded: Option<Receiver<Result<Box<dyn Network>>>> = None;
             while self.lanes.iter().any(|l| !l.ended) && !shutdown.is_set() {
                 self.supervisor.alive();
+                sink.beat();
                 if let Some(deciders) = self.retunes.as_ref().and_then(|r| r.try_iter().last()) {
                     let lag = self.reach.lag;
-                    self.lanes.iter_mut().zip(deciders).for_each(|(l, d)| l.decider.retune(d.looking_back(lag)));
+                    self.lanes.iter_mut().zip(deciders).for_each(|(l, d)| l.teller.retune(d.looking_back(lag)));
                 }
                 for lane in 0..self.lanes.len() {
                     self.pause(lane, sink)?;
@@ -352,6 +386,13 @@ impl<'a> Recognizer<'a> {
 
     /// Takes one step of one camera.
     fn advance(&mut self, lane: usize, began: Instant, sink: &mut dyn Sink) -> Result<()> {
+        let result = self.try_advance(lane, began, sink);
+        let LaneState { camera, tally, .. } = &self.lanes[lane];
+        camera.status(|s| s.tally = *tally);
+        result
+    }
+
+    fn try_advance(&mut self, lane: usize, began: Instant, sink: &mut dyn Sink) -> Result<()> {
         let relief = self.load.relief();
         let slot = self.slot(relief);
         let state = &self.lanes[lane];
@@ -378,15 +419,15 @@ impl<'a> Recognizer<'a> {
         });
         match due {
             Some((_, Fate::WithNext)) => {
-                self.lanes[lane].left_out += 1;
+                self.lanes[lane].tally.left_out += 1;
                 return Ok(());
             }
             Some((_, Fate::LeftOut)) => {
                 let state = &mut self.lanes[lane];
-                state.left_out += 1;
+                state.tally.left_out += 1;
                 state.degraded = true;
                 if self.identity.mode != Mode::Dense {
-                    self.gap(lane, hop);
+                    self.gap(lane, hop, sink)?;
                 }
                 return Ok(());
             }
@@ -411,13 +452,15 @@ impl<'a> Recognizer<'a> {
             hop.frames[weaker] = 0;
         }
         let busy = Instant::now();
-        let (rest, reach) = (state.rest, &self.reach);
+        let (rest, reach, spent) = (state.rest, &self.reach, &self.spent);
         let (mut still, mut skips) = (0, false);
         let step = self.lanes[lane].camera.ring.take(|window| {
             still = window.frame(window.len() - 1).still;
             skips = rest.skips(still, reach);
             if !skips {
+                let began = Instant::now();
                 input::fill_hop(streams, views, window.len(), |i| window.frame(i), hop);
+                spent.input.observe(began.elapsed().as_secs_f64());
             }
         });
         let result = match step {
@@ -427,8 +470,7 @@ impl<'a> Recognizer<'a> {
                 let level = if relief == Relief::NONE { log::Level::Warn } else { log::Level::Debug };
                 log::log!(level, "camera {}: {lost} frames are in no hop", self.lanes[lane].camera.id);
                 self.lanes[lane].degraded = true;
-                self.gap(lane, lost);
-                Ok(())
+                self.gap(lane, lost, sink)
             }
             Some(Step::Ended) => self.finish(lane, sink),
             Some(Step::Hop(span)) => {
@@ -437,6 +479,8 @@ impl<'a> Recognizer<'a> {
                     false => self.recognize(lane, span, still, Way { on_doubled, whole, live }, sink),
                 };
                 if live {
+                    self.spent.waited.observe(waited.as_secs_f64());
+                    self.spent.total.observe(span.taken.elapsed().as_secs_f64());
                     let told = self.load.hop(began.elapsed(), waited, busy.elapsed());
                     self.tell(told);
                 }
@@ -451,16 +495,18 @@ impl<'a> Recognizer<'a> {
     }
 
     /// `lost` frames of a camera are in no hop.
-    fn gap(&mut self, lane: usize, lost: u64) {
+    fn gap(&mut self, lane: usize, lost: u64, sink: &mut dyn Sink) -> Result<()> {
+        self.give(lane, &Given::Gap { lost }, sink)?;
         let state = &mut self.lanes[lane];
-        state.lost += lost;
-        state.decider.gap(lost);
+        state.tally.gaps += 1;
+        state.tally.lost += lost;
         state.progress.cut();
         state.rest.disturb();
         self.network.cut(Lane(lane));
         if let Doubled::There(network, _) = &mut self.doubled {
             network.cut(Lane(lane));
         }
+        Ok(())
     }
 
     /// The network failed: loads the model again, on the same backend or, if that has just been tried, on the next of
@@ -503,6 +549,7 @@ impl<'a> Recognizer<'a> {
         self.rebuilt = Some(Instant::now());
         self.hop = Hop::of(self.network.as_ref(), self.names.len());
         self.reach = self.network.reach();
+        self.engine = Engine { backend: self.backend.into(), precision: self.precision() };
         if !matches!(self.doubled, Doubled::Never) {
             self.doubled = Doubled::Possible;
         }
@@ -563,7 +610,7 @@ impl<'a> Recognizer<'a> {
             Err(e) if e.kind() == Kind::Internal => {
                 // The device may have been lost. This hop's input was made for the network that is gone.
                 self.rebuild(&e)?;
-                self.gap(lane, step as u64);
+                self.gap(lane, step as u64, sink)?;
                 self.lanes[lane].degraded = true;
                 return Ok(());
             }
@@ -572,9 +619,8 @@ impl<'a> Recognizer<'a> {
         let (backend, cameras) = (self.backend, self.lanes.len());
         self.supervisor.ready(|| format!("watching {cameras} cameras on {backend}"));
         let state = &mut self.lanes[lane];
-        state.hops += 1;
-        state.camera.status(|s| s.hops += 1);
-        state.partial += u64::from(!whole);
+        state.tally.hops += 1;
+        state.tally.partial += u64::from(!whole);
         state.last_frame = span.last;
         let logits: Vec<&[f32]> = logits.logits.iter().map(Vec::as_slice).collect();
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
@@ -587,6 +633,13 @@ impl<'a> Recognizer<'a> {
                 span.last
             );
             return Ok(());
+        }
+        let network = match &self.doubled {
+            Doubled::There(network, _) if on_doubled => network,
+            _ => &self.network,
+        };
+        for ((_, timing), spent) in self.spent.streams.iter().zip(network.spent()).filter(|(_, s)| !s.is_zero()) {
+            timing.observe(spent.as_secs_f64());
         }
         if state.progress.is_cold(&self.reach, self.window) {
             return Ok(());
@@ -605,7 +658,7 @@ impl<'a> Recognizer<'a> {
     /// for or open goes on as if they came.
     fn hold(&mut self, lane: usize, span: Span, sink: &mut dyn Sink) -> Result<()> {
         let state = &mut self.lanes[lane];
-        state.skipped += 1;
+        state.tally.skipped += 1;
         state.last_frame = span.last;
         state.progress.rest(span.last, &self.reach);
         state.rest.skipped();
@@ -616,12 +669,15 @@ impl<'a> Recognizer<'a> {
     }
 
     fn decide(&mut self, lane: usize, span: Span, sink: &mut dyn Sink) -> Result<()> {
-        let hop = HopScores { first_frame: span.first, last_frame: span.last, scores: &self.scores };
-        let changes = self.lanes[lane].decider.step(&hop).to_vec();
-        for change in changes {
-            self.emit(lane, &change, span.taken, sink)?;
-        }
-        Ok(())
+        let began = Instant::now();
+        let seen = self.seen(lane, span.taken.elapsed());
+        // For the while: what is told needs all of `self`.
+        let scores = std::mem::take(&mut self.scores);
+        let hop = HopScores { first_frame: span.first, last_frame: span.last, scores: &scores };
+        let told = self.give(lane, &Given::Hop { hop, seen }, sink);
+        self.scores = scores;
+        self.spent.decide.observe(began.elapsed().as_secs_f64());
+        told
     }
 
     fn finish(&mut self, lane: usize, sink: &mut dyn Sink) -> Result<()> {
@@ -630,11 +686,9 @@ impl<'a> Recognizer<'a> {
             return Ok(());
         }
         state.ended = true;
-        let changes = state.decider.finish(state.last_frame).to_vec();
-        for change in changes {
-            self.emit(lane, &change, Instant::now(), sink)?;
-        }
-        Ok(())
+        let last_frame = state.last_frame;
+        let seen = self.seen(lane, Duration::ZERO);
+        self.give(lane, &Given::End { last_frame, seen }, sink)
     }
 
     /// When a camera has been paused and nothing of it waits any more, what is open has ended: nobody looks.
@@ -646,82 +700,28 @@ impl<'a> Recognizer<'a> {
         }
         state.paused = paused;
         if paused {
-            let changes = state.decider.finish(state.last_frame).to_vec();
-            for change in changes {
-                self.emit(lane, &change, Instant::now(), sink)?;
-            }
+            let last_frame = state.last_frame;
+            let seen = self.seen(lane, Duration::ZERO);
+            self.give(lane, &Given::End { last_frame, seen }, sink)?;
         }
         Ok(())
     }
 
-    fn emit(&mut self, lane: usize, change: &Change, taken: Instant, sink: &mut dyn Sink) -> Result<()> {
-        let precision = self.precision();
-        let state = &mut self.lanes[lane];
-        let label = &self.model.labels[change.label];
-        let delay = taken.elapsed();
-        // A recording's frames are dated from its file, a camera's from now back.
-        let date = |frame: u64| match state.camera.epoch {
-            Some(epoch) => epoch + SignedDuration::from_millis(millis(frame as i64)),
-            None => {
-                let back = state.last_frame as i64 - frame as i64;
-                Timestamp::now()
-                    - SignedDuration::from_millis(millis(back))
-                    - SignedDuration::try_from(delay).unwrap_or_default()
-            }
-        };
-        let ended = (change.phase == Phase::End).then_some(()).and(change.end_frame);
-        let (id, start) = state.open[change.label].get_or_insert_with(|| {
-            let start = date(change.start_frame);
-            (event::id(start, &self.identity.device, &state.camera.id, label, change.start_frame), start)
-        });
-        // A stream that was left out has none.
-        let named = |scores: &Vec<f32>| scores.get(change.label).copied();
-        let mut event = Event {
-            v: 1,
-            id: id.clone(),
-            seq: 0,
-            device: self.identity.device.clone(),
-            camera: state.camera.id.clone(),
-            phase: change.phase,
-            label: label.clone(),
-            score: change.score,
-            peak: change.peak,
-            top: change
-                .top
-                .iter()
-                .map(|&(l, score)| event::Top { label: self.model.labels[l].clone(), score })
-                .collect(),
-            streams: self
-                .names
-                .iter()
-                .zip(&self.scores.streams)
-                .filter_map(|(name, scores)| Some((name.clone(), named(scores)?)))
-                .collect(),
-            start: *start,
-            end: ended.map(date),
-            start_s: seconds(change.start_frame),
-            end_s: ended.map(seconds),
-            first_frame: change.start_frame,
-            last_frame: ended.map_or(state.last_frame, |e| e.saturating_sub(1)),
-            model: format!("{}@{}", self.model.manifest.name, self.model.manifest.version),
-            backend: self.backend.into(),
-            precision,
-            mode: self.identity.mode.name().into(),
-            hop: self.identity.hop,
+    /// The circumstances of what is decided now about a frame that came `delay` ago.
+    fn seen(&self, lane: usize, delay: Duration) -> Seen {
+        let state = &self.lanes[lane];
+        Seen {
+            at: Timestamp::now() - SignedDuration::try_from(delay).unwrap_or_default(),
             delay_ms: delay.as_millis() as u64,
-            flags: [
-                (state.progress.is_warming(&self.reach), event::Flag::Warming),
-                (state.degraded || state.live && self.load.relief() != Relief::NONE, event::Flag::Degraded),
-                (state.rest.is_resting(), event::Flag::Still),
-            ]
-            .into_iter()
-            .filter_map(|(is, flag)| is.then_some(flag))
-            .collect(),
-        };
-        if change.phase == Phase::End {
-            state.open[change.label] = None;
+            warming: state.progress.is_warming(&self.reach),
+            degraded: state.degraded || state.live && self.load.relief() != Relief::NONE,
+            still: state.rest.is_resting(),
         }
-        sink.event(&mut event)
+    }
+
+    fn give(&mut self, lane: usize, given: &Given, sink: &mut dyn Sink) -> Result<()> {
+        sink.given(Lane(lane), &self.engine, given);
+        self.lanes[lane].teller.give(&self.about, &self.engine, given, &mut |event| sink.event(event))
     }
 }
 
@@ -736,22 +736,16 @@ fn options(identity: &Identity) -> LoadOptions {
     LoadOptions { mode: identity.mode, hop: identity.hop, ..LoadOptions::default() }
 }
 
-fn millis(frames: i64) -> i64 {
-    frames * 1000 / FPS as i64
-}
-
-fn seconds(frame: u64) -> f64 {
-    frame as f64 / FPS as f64
-}
-
 #[cfg(test)]
 mod tests {
     use std::{any::Any, path::Path};
 
     use super::*;
     use crate::{
+        cadence::FPS,
         compile::Packed,
         config::Camera as Config,
+        event,
         frame::{Frame, View},
         inference::Scores,
         model::{Decision, Precision},
@@ -888,6 +882,8 @@ mod tests {
                 source: Uri::Csi(i as u32),
                 options: source::Options::default(),
                 region: Region::WHOLE,
+                mask: Vec::new(),
+                frames: None,
                 skip_still: false,
             };
             let camera = Camera::new(&config, recognizer.rhythm(), bell.clone());
@@ -973,7 +969,7 @@ mod tests {
     fn a_machine_that_keeps_up_leaves_nothing_out() {
         let watched = watch(Mode::Continuous, 3, Duration::from_millis(10), 6);
         assert_eq!((watched.standing.rung, watched.standing.times), (0, 0));
-        let all = Tally { hops: watched.frames / HOP as u64, skipped: 0, lost: 0, left_out: 0, partial: 0 };
+        let all = Tally { hops: watched.frames / HOP as u64, ..Tally::default() };
         assert_eq!(watched.tally, [all; 3]);
         assert!(watched.events.len() >= 6);
         assert!(watched.events.iter().all(|e| !e.flags.contains(&event::Flag::Degraded)));

@@ -44,6 +44,47 @@ impl Secret {
     }
 }
 
+/// Puts the environment's values in place of each `${VARIABLE}`.
+///
+/// Errors: `Config`, with the variable's name, when there is none.
+pub fn expand(text: &str) -> Result<String> {
+    expand_from(text, |name| std::env::var(name).ok())
+}
+
+fn expand_from(text: &str, value: impl Fn(&str) -> Option<String>) -> Result<String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        out.push_str(before);
+        let named = after.split_once('}').filter(|(name, _)| {
+            !name.is_empty()
+                && !name.starts_with(|c: char| c.is_ascii_digit())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        });
+        let Some((name, behind)) = named else {
+            out.push_str("${");
+            rest = after;
+            continue;
+        };
+        let missing = || Error::config(format!("the environment has no variable {name}, that ${{{name}}} names"));
+        out.push_str(&value(name).ok_or_else(missing)?);
+        rest = behind;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// Whether a config holds a secret as it is, and not by `${VARIABLE}` or a `..._file`.
+pub fn stands_in(text: &str) -> bool {
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let literal = |value: &str| !value.trim().trim_matches(['"', '\'']).is_empty() && !value.contains("${");
+    let mut keys = lines.clone().filter_map(|line| line.split_once('='));
+    let plain = |key: &str| ["password", "token", "secret", "authorization"].contains(&key.trim());
+    // What is taken out of an address was a password.
+    keys.any(|(key, value)| plain(key) && literal(value))
+        || lines.into_iter().any(|line| !line.contains("${") && crate::source::redact(line) != *line)
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(REDACTED)
@@ -67,6 +108,37 @@ mod tests {
         assert_eq!(secret.expose(), "hunter2");
         let e = toml::from_str::<std::collections::BTreeMap<String, Secret>>("password = 31337").unwrap_err();
         assert!(!e.message().contains("31337") && e.span().is_some(), "{e}");
+    }
+
+    #[test]
+    fn variables_are_put_in_where_they_are_named() {
+        let value = |name: &str| (name == "DOOR_1").then(|| "hunter2".to_owned());
+        for (text, expanded) in [
+            ("rtsp://u:${DOOR_1}@h/${DOOR_1}", "rtsp://u:hunter2@h/hunter2"),
+            ("plain $DOOR_1 ${} ${1} ${a b} ${", "plain $DOOR_1 ${} ${1} ${a b} ${"),
+            ("", ""),
+        ] {
+            assert_eq!(expand_from(text, value).unwrap(), expanded);
+        }
+        let e = expand_from("x${NOT_THERE}", value).unwrap_err();
+        assert!(e.to_string().contains("no variable NOT_THERE"), "{e}");
+    }
+
+    #[test]
+    fn a_config_that_holds_a_secret_is_told_from_one_that_names_it() {
+        for text in ["source = \"rtsp://u:hunter2@h/s\"", "  token = \"abc\"", "password='x'"] {
+            assert!(stands_in(text), "{text}");
+        }
+        for text in [
+            "source = \"rtsp://u:${PW}@h/s\"",
+            "token = \"${TOKEN}\"",
+            "token_file = \"/run/token\"",
+            "# token = \"abc\"",
+            "source = \"rtsp://user@10.0.0.5/stream\"",
+            "token = \"\"",
+        ] {
+            assert!(!stands_in(text), "{text}");
+        }
     }
 
     #[test]

@@ -363,6 +363,8 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
             source: Uri::file(&args.source),
             options: source::Options { realtime: true, ..source::Options::default() },
             region: Region::WHOLE,
+            mask: Vec::new(),
+            frames: None,
             skip_still: false,
         });
     }

@@ -7,8 +7,10 @@ pub mod doctor;
 pub mod eval;
 pub mod events;
 pub mod infer;
+pub mod replay;
 pub mod run;
 mod timeline;
+pub mod tune;
 
 use std::io::{self, Write};
 

@@ -16,14 +16,19 @@ use crate::{
     decide::{Decider, Phase},
     error::{Error, Result},
     event::Event,
-    inference,
+    inference::{self, Lane},
     journal::Journal,
+    metrics::{Metrics, Watched},
     model::Model,
     publish::{self, Board, Facts, Publisher, Switches},
     recognize::{Identity, Recognizer, Sink},
+    record::{Header, Recorder},
     ring::Bell,
     scale::{self, ViewSpec},
+    source,
+    tell::{self, About, Given},
     time::Shutdown,
+    web,
 };
 
 #[derive(Debug, clap::Args)]
@@ -52,6 +57,15 @@ pub struct Args {
     /// Folder of the journal.
     #[arg(long, value_name = "DIR")]
     journal: Option<PathBuf>,
+    /// Answer /metrics and /health here, e.g. 127.0.0.1:8642; beyond this machine only with a token, in a config's [web].
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| web::address(text).map_err(|e| e.to_string()))]
+    web: Option<std::net::SocketAddr>,
+    /// Keep all scores in this folder, for `actiond replay` and `actiond tune`: 55 MB a day and camera, with 13 labels.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
+    /// Keep each frame's picture as well, as y4m files that `--source FILE` plays: 9 MB a second, shrunk to 640x360.
+    #[arg(long, requires = "record")]
+    record_frames: bool,
     /// Play files at their own pace, as if they were cameras: the newest picture wins.
     #[arg(long)]
     realtime: bool,
@@ -67,7 +81,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let plan = plan(args)?;
+    let mut plan = plan(args)?;
     let truths = args.timeline.as_deref().map(timeline::read).transpose()?;
     let model = Model::load(&plan.model)?;
     let hop = model.hop(plan.hop)?;
@@ -78,6 +92,11 @@ pub fn run(args: &Args) -> Result<()> {
     let deciders = plan.cameras.iter().map(|_| Decider::new(&model, &plan.events, hop));
     let deciders = deciders.collect::<Result<Vec<_>>>()?;
     let journal = Arc::new(Mutex::new(Journal::open(&plan.journal)?));
+    let metrics = Arc::new(Metrics::new());
+    let server = plan.web.as_ref().map(|web| web::Server::start(web, metrics.clone())).transpose()?;
+    if let Some(server) = &server {
+        log::info!("http://{}/metrics and /health", server.address());
+    }
     let mode = plan.mode.unwrap_or_else(|| {
         let (mode, why) = inference::natural_mode(&model, hop);
         if let Some(why) = why {
@@ -86,7 +105,13 @@ pub fn run(args: &Args) -> Result<()> {
         mode
     });
     let identity = Identity { device: plan.device.clone(), mode, hop };
-    let mut recognizer = Recognizer::new(&model, &plan.backends, identity)?;
+    let backends = plan.backends.clone();
+    let mut recognizer = Recognizer::new(&model, &backends, identity)?;
+    let header = Header::new(&plan.device, &model, mode, hop, recognizer.lag(), &plan.events)?;
+    if let Some(folder) = args.record.as_ref().filter(|_| args.record_frames) {
+        let folder = folder.join(format!("frames-{}", header.started.strftime("%Y%m%dT%H%M%S%.6fZ")));
+        plan.cameras.iter_mut().for_each(|c| c.frames = Some(folder.clone()));
+    }
     let mut handles: Vec<Arc<Camera>> = Vec::new();
     for (camera, decider) in plan.cameras.iter().zip(deciders) {
         let camera = Camera::new(camera, recognizer.rhythm(), bell.clone());
@@ -103,6 +128,20 @@ pub fn run(args: &Args) -> Result<()> {
         plan.journal.path.display()
     );
 
+    let record = |folder: &PathBuf| {
+        let sources: Vec<String> = plan.cameras.iter().map(|c| c.source.to_string()).collect();
+        let recorder = Recorder::create(folder, &header, &handles, &sources)?;
+        log::info!("scores are recorded to {}", recorder.path().display());
+        Ok(recorder)
+    };
+    let recorder = args.record.as_ref().map(record).transpose()?;
+    metrics.watch(Watched {
+        cameras: handles.clone(),
+        spent: recognizer.spent(),
+        standing: recognizer.standing(),
+        about: About::new(&plan.device, &model, mode, hop),
+        journal: plan.journal.path.clone(),
+    });
     let board = Arc::new(Board::new(plan.cameras.iter().map(|c| c.id.as_str()), plan.publish.watched()));
     let publisher = publisher(&plan, &model, &journal, &board, &handles)?;
     let keeper = Keeper::start(
@@ -111,7 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
         handles.clone(),
         Engine { backend: recognizer.backend(), precision: recognizer.precision(), mode: mode.name() },
     )?;
-    let mut output = Output { journal, board, printer: Printer::new(), ended: Vec::new() };
+    let mut output = Output { journal, board, recorder, metrics, printer: Printer::new(), ended: Vec::new() };
     let feeds = Feed::shared(&handles, &plan.cameras);
     let result = watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
         let failed_all = handles.iter().all(|c| c.status(|s| s.failed.is_some()));
@@ -194,6 +233,12 @@ fn plan(args: &Args) -> Result<Plan> {
         None => Plan::new(),
     };
     for source in &args.source {
+        if source::redact(source) != *source {
+            log::warn!(
+                "other users of this machine can see the password of --source in the list of processes; put the address \
+                 into a config: source = \"rtsp://user:${{VARIABLE}}@host/path\", or source_file = \"PATH\""
+            );
+        }
         let camera = config::camera_from_argument(source, &plan.cameras)?;
         plan.cameras.push(camera);
     }
@@ -212,6 +257,12 @@ fn plan(args: &Args) -> Result<Plan> {
     plan.hop = args.hop.map(usize::from).or(plan.hop);
     if let Some(journal) = &args.journal {
         plan.journal.path = journal.clone();
+    }
+    if let Some(listen) = args.web {
+        let token = plan.web.take().and_then(|web| web.token);
+        let web = web::Settings { listen, token };
+        web.check()?;
+        plan.web = Some(web);
     }
     if args.realtime {
         plan.cameras.iter_mut().for_each(|c| c.options.realtime = true);
@@ -289,7 +340,7 @@ impl Keeper {
         let stop = Shutdown::new();
         let stopped = stop.clone();
         let work = move || {
-            let counts = || cameras.iter().map(|c| c.status(|s| (s.counts.pictures, s.hops))).collect::<Vec<_>>();
+            let counts = || cameras.iter().map(|c| c.status(|s| (s.counts.pictures, s.tally.hops))).collect::<Vec<_>>();
             let (mut since, mut before) = (Instant::now(), counts());
             // The first are there soon.
             let mut due = since + DIAGNOSTICS / 6;
@@ -345,6 +396,8 @@ fn temperature() -> Option<f64> {
 struct Output {
     journal: Arc<Mutex<Journal>>,
     board: Arc<Board>,
+    recorder: Option<Recorder>,
+    metrics: Arc<Metrics>,
     printer: Printer,
     ended: Vec<Event>,
 }
@@ -353,10 +406,22 @@ impl Sink for Output {
     fn event(&mut self, event: &mut Event) -> Result<()> {
         lock(&self.journal).append(event);
         self.board.event(event);
+        self.metrics.event(event);
         self.printer.print(event);
         if event.phase == Phase::End {
             self.ended.push(event.clone());
         }
         Ok(())
+    }
+
+    fn given(&mut self, camera: Lane, engine: &tell::Engine, given: &Given) {
+        self.metrics.engine(engine);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.given(camera, engine, given);
+        }
+    }
+
+    fn beat(&mut self) {
+        self.metrics.beat();
     }
 }

@@ -128,7 +128,8 @@ impl Uri {
             "gst" => unknown("gst: has no pipeline behind it".into()),
             // A file may have a colon in its name; it is one if it is there.
             _ if Path::new(text).exists() => Ok(Uri::from_path(Path::new(text))),
-            _ => unknown(format!("{} has an unknown scheme, {scheme}:", redact(text))),
+            // Not the text: what is no address may still hold a password.
+            _ => unknown(format!("the source has an unknown scheme, {scheme}:")),
         }
     }
 
@@ -210,12 +211,20 @@ fn percent_decoded(text: &str) -> String {
 pub fn redact(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (head, tail) = rest.split_at(at + 3);
+    // With one slash it is a slip, and what is behind it a password all the same.
+    while let Some(at) = rest.find(":/") {
+        let slashes = rest[at + 1..].chars().take_while(|c| *c == '/').count().min(2);
+        let (head, tail) = rest.split_at(at + 1 + slashes);
         out.push_str(head);
+        let until = |end: fn(char) -> bool| &tail[..tail.find(end).unwrap_or(tail.len())];
+        let word = until(|c| c.is_whitespace() || "\"'<>".contains(c));
         // A password may hold an @ of its own: the last one before the path ends it.
-        let authority =
-            &tail[..tail.find(|c: char| c == '/' || c.is_whitespace() || "\"'<>".contains(c)).unwrap_or(tail.len())];
+        let mut authority = &word[..word.find('/').unwrap_or(word.len())];
+        // It may hold a / as well, though that should be written %2F: no port is made of letters.
+        let port = authority.rsplit_once(':').filter(|_| !authority.contains('@')).map(|(_, port)| port);
+        if port.is_some_and(|port| !port.ends_with(']') && !port.chars().all(|c| c.is_ascii_digit())) {
+            authority = word;
+        }
         rest = tail;
         if let Some((login, _)) = authority.rsplit_once('@') {
             out.push_str(login.split(':').next().unwrap_or_default());
@@ -226,13 +235,14 @@ pub fn redact(text: &str) -> String {
         }
     }
     out.push_str(rest);
-    for key in ["user-pw=", "proxy-pw=", "password=", "passwd="] {
+    // Some cameras take it in the path or behind the `?`.
+    for key in ["user-pw=", "proxy-pw=", "password=", "passwd=", "pwd=", "pass=", "token=", "auth=", "secret="] {
         let mut from = 0;
         while let Some(at) = out[from..].find(key).map(|i| from + i + key.len()) {
             let value = &out[at..];
             let end = match value.chars().next() {
                 Some(quote @ ('"' | '\'')) => value[1..].find(quote).map_or(value.len(), |i| i + 2),
-                _ => value.find(|c: char| c.is_whitespace() || c == '&').unwrap_or(value.len()),
+                _ => value.find(|c: char| c.is_whitespace() || "&\"'".contains(c)).unwrap_or(value.len()),
             };
             out.replace_range(at..at + end, "***");
             from = at + 3;
@@ -355,6 +365,10 @@ mod tests {
             ("rtsp://user:hunt@er2@host/s", "rtsp://user:***@host/s"),
             ("rtsp://user@host/s", "rtsp://user@host/s"),
             ("rtsp://host/a@b:c", "rtsp://host/a@b:c"),
+            ("rtsp://host:554/a@b", "rtsp://host:554/a@b"),
+            ("rtsp://user:hunt/er2@host/s", "rtsp://user:***@host/s"),
+            ("http://host/cgi?usr=admin&pwd=hunter2&x=1", "http://host/cgi?usr=admin&pwd=***&x=1"),
+            ("rtsp://host/user=admin_password=hunter2_channel=1", "rtsp://host/user=admin_password=***"),
             (
                 "gst:rtspsrc location=rtsp://u:hunter2@h user-pw=hunter2 ! x",
                 "gst:rtspsrc location=rtsp://u:***@h user-pw=*** ! x",
@@ -364,6 +378,11 @@ mod tests {
             assert_eq!(parse(text).to_string(), shown);
             assert!(!format!("{:?}", parse(text)).contains("hunt"));
         }
+        assert_eq!(
+            redact("rtsp:/u:hunter2@h/x is wrong, file:///a/b is not"),
+            "rtsp:/u:***@h/x is wrong, file:///a/b is not"
+        );
+        assert!(!Uri::parse("admin:hunter2@10.0.0.5/s").unwrap_err().to_string().contains("hunter2"));
         assert!(!Uri::parse("ftp://u:hunter2@h").unwrap_err().to_string().contains("hunter2"));
     }
 

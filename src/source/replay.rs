@@ -159,6 +159,8 @@ struct Y4m {
     height: usize,
     chroma: Chroma,
     full_range: bool,
+    /// Where the file does not say: as the picture's height has it.
+    matrix: Option<Matrix>,
     /// Frames a second, as a fraction.
     rate: (u64, u64),
     given: u64,
@@ -184,6 +186,7 @@ impl Y4m {
             height: 0,
             chroma: Chroma::C420,
             full_range: false,
+            matrix: None,
             rate: (25, 1),
             given: 0,
             line: Vec::new(),
@@ -241,7 +244,13 @@ impl Y4m {
                         }
                     }
                 }
-                "X" => self.full_range |= value == "COLORRANGE=FULL",
+                "X" => match value {
+                    "COLORRANGE=FULL" => self.full_range = true,
+                    // Ours; see `record::frames`.
+                    "MATRIX=BT601" => self.matrix = Some(Matrix::Bt601),
+                    "MATRIX=BT709" => self.matrix = Some(Matrix::Bt709),
+                    _ => {}
+                },
                 _ => {} // interlacing, the pixels' shape, comments
             }
         }
@@ -321,7 +330,7 @@ impl Y4m {
                 y: Plane { data: &self.y, stride: self.width },
                 u: Plane { data: &self.u, stride: half },
                 v: Plane { data: &self.v, stride: half },
-                matrix: if self.height > 576 { Matrix::Bt709 } else { Matrix::Bt601 },
+                matrix: self.matrix.unwrap_or(if self.height > 576 { Matrix::Bt709 } else { Matrix::Bt601 }),
                 full_range: self.full_range,
             },
         })
