@@ -11,8 +11,7 @@ use toml::Spanned;
 
 use crate::{
     error::{Error, Result},
-    journal,
-    mask,
+    journal, mask,
     model::Decision,
     publish,
     scale::Region,

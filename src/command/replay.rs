@@ -6,7 +6,7 @@ use super::{events::Printer, timeline};
 use crate::{
     config,
     decide::Phase,
-    error::Result,
+    error::{Error, Result},
     event::Event,
     journal::{self, Journal},
     record::{self, Reader},
@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
     let events = args.config.as_deref().map(config::events).transpose()?;
     let truths = args.timeline.as_deref().map(timeline::read).transpose()?;
     let recordings = record::find_all(&args.recording)?;
-    let mut journal = args.journal.as_deref().map(|folder| Journal::open(&journal::Config::in_folder(folder))).transpose()?;
+    let mut journal = args.journal.as_deref().map(|p| Journal::open(&journal::Config::in_folder(p))).transpose()?;
     let mut printer = Printer::new();
     let (mut ended, mut all): (Vec<Event>, Vec<Event>) = (Vec::new(), Vec::new());
     let mut number = 0;
@@ -49,6 +49,9 @@ pub fn run(args: &Args) -> Result<()> {
             event.seq = number;
             if let Some(journal) = &mut journal {
                 journal.append(event);
+                if journal.shared().stats().full {
+                    return Err(Error::unavailable("the disk is full: not every event is in the journal"));
+                }
             }
             match args.json {
                 true => all.push(event.clone()),
