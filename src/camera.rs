@@ -36,6 +36,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::fro
 /// How often a paused camera looks whether it goes on.
 const PAUSED: Duration = Duration::from_millis(200);
 
+/// Wait after an answer that no waiting should change: a camera that has refused a password some times closes its door
+/// for half an hour.
+const REFUSED: Duration = Duration::from_secs(30);
+
 /// What the recognizer and the log may know of a camera while its thread works.
 #[derive(Debug)]
 pub struct Camera {
@@ -218,12 +222,15 @@ impl<'a> Feed<'a> {
             };
             // A file ends for good even where it plays as if it were a camera.
             let recording = connection.pace == Some(Pace::Recorded) || config.source.path().is_some();
-            match e.kind() {
+            // What has worked will work again, whatever a camera answers while it starts.
+            let worked = connection.last_picture.is_some();
+            let pause = match e.kind() {
                 Kind::EndOfStream if recording => return Ok(()),
-                Kind::Config | Kind::Internal | Kind::Model => return Err(e),
-                Kind::Unavailable if recording => return Err(e),
-                Kind::EndOfStream | Kind::Unavailable => {}
-            }
+                _ if recording => return Err(e),
+                Kind::Config | Kind::Model | Kind::Internal if !worked => return Err(e),
+                Kind::Config | Kind::Model => REFUSED,
+                Kind::EndOfStream | Kind::Unavailable | Kind::Internal => connection.pause,
+            };
             // A camera that is away for a night fills no log: the same words once.
             let words = e.to_string();
             if words != connection.told {
@@ -231,7 +238,7 @@ impl<'a> Feed<'a> {
                 connection.told = words;
             }
             members.iter().for_each(|m| m.camera.status(|s| s.reopened += 1));
-            if shutdown.wait_timeout(connection.pause) {
+            if shutdown.wait_timeout(pause) {
                 break;
             }
             connection.pause = (connection.pause * 2).min(BACKOFF.1);

@@ -594,6 +594,21 @@ mod tests {
     }
 
     #[test]
+    fn new_settings_hold_from_the_next_hop_on_and_close_what_is_no_longer_watched() {
+        let manifest = "[decision]\nstart = 0.5\nend = 0.3\nsmooth_hops = 1\nmin_hops = 1";
+        let mut a = decider(&["a", "b"], manifest);
+        let phases = |changes: Vec<Change>| changes.iter().map(|c| (c.label, c.phase)).collect::<Vec<_>>();
+        assert_eq!(phases(step(&mut a, 63, &[0.6, 0.4])), [(0, Phase::Start)]);
+        // What is open stays open under the new threshold, and another label begins.
+        a.retune(decider(&["a", "b"], "[decision]\nstart = 0.35\nend = 0.2\nsmooth_hops = 1\nmin_hops = 1"));
+        assert_eq!(phases(step(&mut a, 71, &[0.25, 0.4])), [(1, Phase::Start)]);
+        a.retune(decider(&["a", "b"], &format!("{manifest}\nignore = [\"b\"]")));
+        assert_eq!(phases(step(&mut a, 79, &[0.9, 0.9])), [(1, Phase::End)]);
+        assert_eq!(phases(step(&mut a, 87, &[0.1, 0.9])), [(0, Phase::End)]);
+        assert_eq!(phases(step(&mut a, 95, &[0.1, 0.9])), []);
+    }
+
+    #[test]
     fn probabilities_are_averaged_by_weight_each_label_by_its_own() {
         let rule = "rule = \"probabilities\"\nweights = { rgb = 3.0 }\nlabel.c = { flow = 0.0 }";
         let mut out = Scores::default();

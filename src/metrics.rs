@@ -6,7 +6,7 @@
 
 use std::{
     fmt, fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -21,7 +21,7 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::{ConstGauge, Gauge},
+        gauge::ConstGauge,
         histogram::Histogram,
     },
     registry::{Metric, Registry},
@@ -30,8 +30,9 @@ use serde::Serialize;
 
 use crate::{
     camera::Camera,
-    event::{Event, Flag, Phase},
+    event::{Event, Phase},
     fault::Fault,
+    journal,
     load::Standing,
     recognize::Spent,
     tell::{About, Engine},
@@ -60,8 +61,6 @@ type Labels = Vec<(&'static str, String)>;
 pub struct Metrics {
     registry: Mutex<Registry>,
     events: Family<Labels, Counter>,
-    sequence: Gauge,
-    failures: Counter,
     watched: Mutex<Option<Watched>>,
     engine: Arc<Mutex<Option<Engine>>>,
     began: Instant,
@@ -76,8 +75,7 @@ pub struct Watched {
     pub spent: Spent,
     pub standing: Arc<Mutex<Standing>>,
     pub about: About,
-    /// Folder of the journal.
-    pub journal: PathBuf,
+    pub journal: Arc<journal::Shared>,
 }
 
 /// How the daemon is.
@@ -91,7 +89,7 @@ pub struct Health {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CameraHealth {
     pub id: String,
-    /// `live`, `silent` (no picture for ten seconds), `frozen`, `black`, `covered`, or `failed`.
+    /// `live`, `silent` (no picture for ten seconds), `frozen`, `black`, `covered`, `paused`, or `failed`.
     pub state: &'static str,
 }
 
@@ -102,16 +100,12 @@ impl Metrics {
         let metrics = Metrics {
             registry: Mutex::new(registry),
             events: Family::default(),
-            sequence: Gauge::default(),
-            failures: Counter::default(),
             watched: Mutex::default(),
             engine: Arc::default(),
             began: Instant::now(),
             round: AtomicU64::new(0),
         };
         metrics.add("actiond_events", "Starts, updates and ends of events", metrics.events.clone());
-        metrics.add("actiond_journal_sequence", "Number of the newest event in the journal", metrics.sequence.clone());
-        metrics.add("actiond_journal_failures", "Events that the journal had no room for", metrics.failures.clone());
         metrics
     }
 
@@ -138,10 +132,6 @@ impl Metrics {
         let labels =
             vec![("camera", event.camera.clone()), ("label", escaped(&event.label)), ("phase", phase.to_owned())];
         self.events.get_or_create(&labels).inc();
-        self.sequence.set(event.seq as i64);
-        if event.flags.contains(&Flag::Volatile) {
-            self.failures.inc();
-        }
     }
 
     /// What computes now.
@@ -150,6 +140,10 @@ impl Metrics {
         if known.as_ref() != Some(engine) {
             *known = Some(engine.clone());
         }
+    }
+
+    pub fn computes(&self) -> Option<Engine> {
+        lock(&self.engine).clone()
     }
 
     /// The recognizer went round.
@@ -198,6 +192,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn state(camera: &Camera) -> &'static str {
     camera.status(|s| match s.fault {
         _ if s.failed.is_some() => "failed",
+        _ if camera.is_paused() => "paused",
         _ if s.seen.is_none_or(|seen| seen.elapsed() > SILENT) => "silent",
         Some(fault) => name(fault),
         None => "live",
@@ -341,8 +336,7 @@ impl Collector for Daemon {
         })?;
         let help = "Times that the machine could not keep up";
         single(encoder, "actiond_overloads", help, &ConstCounter::new(standing.times))?;
-        let help = "Size of the journal's files";
-        single(encoder, "actiond_journal_bytes", help, &ConstGauge::new(size_of(journal) as i64))?;
+        journal_metrics(encoder, &journal.stats())?;
         let engine = lock(&self.engine).clone();
         family(encoder, "actiond_engine", "What computes, and how", MetricType::Info, |e| {
             let unknown = Engine { backend: "none yet".into(), precision: String::new() };
@@ -360,14 +354,32 @@ impl Collector for Daemon {
     }
 }
 
-type Numbers = (crate::intake::Counts, crate::recognize::Tally, u64, Option<Fault>);
-
-/// Bytes of the files in a folder that are a journal's.
-fn size_of(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let ours = entries.filter(|e| e.file_name().to_string_lossy().starts_with("events"));
-    ours.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
+fn journal_metrics(encoder: &mut DescriptorEncoder, stats: &journal::Stats) -> fmt::Result {
+    let gauges = [
+        ("actiond_journal_bytes", "Size of the journal's files", stats.bytes),
+        ("actiond_journal_files", "How many they are", stats.files),
+        ("actiond_journal_sequence", "Number of the newest event", stats.newest),
+        ("actiond_journal_full", "Whether the disk has no room: events wait in memory", u64::from(stats.full)),
+        ("actiond_journal_waiting", "Events that wait in memory for room on the disk", stats.waiting),
+    ];
+    for (name, help, value) in gauges {
+        single(encoder, name, help, &ConstGauge::new(value as i64))?;
+    }
+    let counters = [
+        ("actiond_journal_dropped", "Events dropped as too many waited for room", stats.dropped),
+        ("actiond_journal_removed_unread", "Events removed by max_mb before a sink had them", stats.removed_unread),
+    ];
+    for (name, help, value) in counters {
+        single(encoder, name, help, &ConstCounter::new(value))?;
+    }
+    let help = "Events that a sink's far end has yet to acknowledge";
+    family(encoder, "actiond_sink_lag_events", help, MetricType::Gauge, |e| {
+        let each = |c: &journal::CursorStats| put(e, &[("sink", &c.name)], &ConstGauge::new(c.unread as i64));
+        stats.cursors.iter().try_for_each(each)
+    })
 }
+
+type Numbers = (crate::intake::Counts, crate::recognize::Tally, u64, Option<Fault>);
 
 /// The process and the board; what there is not has no metric.
 #[derive(Debug)]
@@ -490,6 +502,8 @@ impl System {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::event;
 
@@ -551,21 +565,17 @@ mod tests {
     }
 
     #[test]
-    fn events_are_counted_by_camera_and_label_and_those_that_found_no_room() {
+    fn events_are_counted_by_camera_and_label() {
         let metrics = Metrics::new();
         let mut event = event::sample(7);
         event.label = "sitting \"down\"\n".into();
         metrics.event(&event);
         metrics.event(&event);
-        event.flags.push(Flag::Volatile);
         metrics.event(&event);
         let text = metrics.text();
         assert!(
             text.contains(r#"actiond_events_total{camera="door",label="sitting \"down\"\n",phase="start"} 3"#),
             "{text}"
-        );
-        assert!(
-            text.contains("\nactiond_journal_sequence 7\n") && text.contains("\nactiond_journal_failures_total 1\n")
         );
     }
 

@@ -965,6 +965,125 @@ mod tests {
         twice_too_much(Mode::Continuous);
     }
 
+    /// As a device that is lost: what it has loaded fails at its third hop.
+    struct Lost(Box<Slow>, usize);
+
+    impl Network for Lost {
+        fn step(&mut self, lane: Lane, hop: &Hop) -> Result<&Scores> {
+            self.1 += 1;
+            if self.1 == 3 {
+                return Err(Error::internal("the device is lost"));
+            }
+            self.0.step(lane, hop)
+        }
+
+        fn reset(&mut self, lane: Lane) {
+            self.0.reset(lane);
+        }
+
+        fn precision(&self) -> &[Precision] {
+            self.0.precision()
+        }
+
+        fn spent(&self) -> &[Duration] {
+            self.0.spent()
+        }
+
+        fn any_length(&self, stream: usize) -> bool {
+            self.0.any_length(stream)
+        }
+
+        fn cut(&mut self, lane: Lane) {
+            self.0.cut(lane);
+        }
+
+        fn packed(&self, stream: usize) -> Option<Packed> {
+            self.0.packed(stream)
+        }
+
+        fn frames(&self, stream: usize) -> usize {
+            self.0.frames(stream)
+        }
+
+        fn reach(&self) -> Reach {
+            self.0.reach()
+        }
+
+        fn take_state(&mut self, lane: Lane) -> Option<Box<dyn Any + Send>> {
+            self.0.take_state(lane)
+        }
+
+        fn put_state(&mut self, lane: Lane, state: Box<dyn Any + Send>) -> Result<(), Box<dyn Any + Send>> {
+            self.0.put_state(lane, state)
+        }
+    }
+
+    /// `cpu` is lost again each time, `tract` works.
+    fn loads(model: &Model, order: &[String], options: &LoadOptions) -> Result<(Box<dyn Network>, &'static str)> {
+        let slow = Slow::new(options.mode, HOP, Duration::ZERO, model.labels.len());
+        match order.first().map(String::as_str) {
+            Some("cpu") => Ok((Box::new(Lost(slow, 0)), "cpu")),
+            Some("tract") => Ok((slow, "tract")),
+            _ => Err(Error::unavailable("nothing to load")),
+        }
+    }
+
+    /// A recording of 20 hops on these backends: how it went, its events and the hops made and frames lost.
+    fn lose(backends: &[&str]) -> (Result<()>, Vec<Event>, Tally) {
+        let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default")).unwrap();
+        let backends: Vec<String> = backends.iter().map(|b| b.to_string()).collect();
+        let identity = Identity { device: "test".into(), mode: Mode::Continuous, hop: HOP };
+        let (network, backend) = loads(&model, &backends, &options(&identity)).unwrap();
+        let mut recognizer = Recognizer::with(&model, &backends, identity, network, backend);
+        recognizer.loader = loads;
+        let bell = Arc::new(Bell::default());
+        let config = Config {
+            id: "a".into(),
+            source: Uri::Csi(0),
+            options: source::Options::default(),
+            region: Region::WHOLE,
+            mask: Vec::new(),
+            frames: None,
+            skip_still: false,
+        };
+        let camera = Camera::new(&config, recognizer.rhythm(), bell.clone());
+        camera.ring.set_pace(Pace::Recorded);
+        recognizer.add(camera.clone(), Decider::new(&model, &Decision::default(), HOP).unwrap());
+        let (specs, _) = scale::views(&model.manifest);
+        let pusher = thread::spawn(move || {
+            let view = |s: &scale::ViewSpec| {
+                let pixels = s.size[0] * s.size[1];
+                let of = |there: bool, n: usize| if there { pixels * n } else { 0 };
+                View { rgb: vec![0; of(s.rgb, 3)], flow: vec![0.0; of(s.flow.is_some(), 2)] }
+            };
+            let mut frame = Frame { number: 0, still: 0, views: specs.iter().map(view).collect() };
+            let _ = (0..20 * HOP).all(|_| camera.ring.push(&mut frame));
+            camera.ring.close();
+        });
+        let mut events = Events::default();
+        let result = recognizer.run(&bell, &Shutdown::new(), &mut events);
+        recognizer.lanes[0].camera.ring.close();
+        pusher.join().unwrap();
+        (result, events.0, recognizer.tally()[0])
+    }
+
+    #[test]
+    fn a_network_that_fails_is_loaded_again_and_then_gives_way_to_the_next_backend() {
+        let (result, events, tally) = lose(&["cpu", "tract"]);
+        result.unwrap();
+        // Two hops, a failed one, two more, a failed one, and the rest on the other backend.
+        assert_eq!((tally.hops, tally.lost), (18, 2 * HOP as u64), "{tally:?}");
+        assert_eq!(events.last().map(|e| (e.backend.as_str(), e.phase)), Some(("tract", decide::Phase::End)));
+    }
+
+    #[test]
+    fn where_no_backend_is_left_the_error_says_which_there_were() {
+        let (result, _, tally) = lose(&["cpu"]);
+        let e = result.unwrap_err().to_string();
+        assert!(e.contains("cpu failed (the device is lost)") && e.contains("no other backend is left"), "{e}");
+        assert_eq!(tally.hops, 4);
+    }
+
     #[test]
     fn a_machine_that_keeps_up_leaves_nothing_out() {
         let watched = watch(Mode::Continuous, 3, Duration::from_millis(10), 6);

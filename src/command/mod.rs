@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod eval;
 pub mod events;
 pub mod infer;
+mod reload;
 pub mod replay;
 pub mod run;
 mod timeline;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{check, events::Printer, timeline};
+use super::{check, events::Printer, reload, timeline};
 use crate::{
     camera::{Camera, Feed},
     config::{self, Mode, Plan},
@@ -26,6 +26,7 @@ use crate::{
     ring::Bell,
     scale::{self, ViewSpec},
     source,
+    supervise::Supervisor,
     tell::{self, About, Given},
     time::Shutdown,
     web,
@@ -107,6 +108,9 @@ pub fn run(args: &Args) -> Result<()> {
     let identity = Identity { device: plan.device.clone(), mode, hop };
     let backends = plan.backends.clone();
     let mut recognizer = Recognizer::new(&model, &backends, identity)?;
+    if let Some(path) = &args.config {
+        recognizer.retuned_by(reload::on_hangup(path, &model, hop, plan.cameras.len())?);
+    }
     let header = Header::new(&plan.device, &model, mode, hop, recognizer.lag(), &plan.events)?;
     if let Some(folder) = args.record.as_ref().filter(|_| args.record_frames) {
         let folder = folder.join(format!("frames-{}", header.started.strftime("%Y%m%dT%H%M%S%.6fZ")));
@@ -140,16 +144,11 @@ pub fn run(args: &Args) -> Result<()> {
         spent: recognizer.spent(),
         standing: recognizer.standing(),
         about: About::new(&plan.device, &model, mode, hop),
-        journal: plan.journal.path.clone(),
+        journal: lock(&journal).shared(),
     });
     let board = Arc::new(Board::new(plan.cameras.iter().map(|c| c.id.as_str()), plan.publish.watched()));
     let publisher = publisher(&plan, &model, &journal, &board, &handles)?;
-    let keeper = Keeper::start(
-        journal.clone(),
-        board.clone(),
-        handles.clone(),
-        Engine { backend: recognizer.backend(), precision: recognizer.precision(), mode: mode.name() },
-    )?;
+    let keeper = Keeper::start(journal.clone(), board.clone(), handles.clone(), metrics.clone(), mode)?;
     let mut output = Output { journal, board, recorder, metrics, printer: Printer::new(), ended: Vec::new() };
     let feeds = Feed::shared(&handles, &plan.cameras);
     let result = watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
@@ -159,6 +158,7 @@ pub fn run(args: &Args) -> Result<()> {
             shutdown.wait();
         }
     });
+    Supervisor::stopping();
     // What the recognizer has closed at its end is still to be delivered.
     keeper.stop();
     if let Some(publisher) = publisher {
@@ -317,13 +317,6 @@ fn publisher(
     Publisher::start(&plan.publish, daemon).map(Some)
 }
 
-/// What the recognizer runs on.
-struct Engine {
-    backend: &'static str,
-    precision: String,
-    mode: &'static str,
-}
-
 /// The thread that keeps the journal, once a second, and measures for the diagnostics.
 struct Keeper {
     stop: Shutdown,
@@ -335,7 +328,8 @@ impl Keeper {
         journal: Arc<Mutex<Journal>>,
         board: Arc<Board>,
         cameras: Vec<Arc<Camera>>,
-        engine: Engine,
+        metrics: Arc<Metrics>,
+        mode: Mode,
     ) -> Result<Keeper> {
         let stop = Shutdown::new();
         let stopped = stop.clone();
@@ -356,10 +350,12 @@ impl Keeper {
                     board.set(&format!("{}/diagnostics", camera.id), value.to_string());
                 }
                 let hops = |counts: &[(u64, u64)]| counts.iter().map(|c| c.1).sum();
-                let mut value = serde_json::json!({
-                    "hops_per_s": rate(hops(&now), hops(&before)), "backend": engine.backend,
-                    "precision": engine.precision, "mode": engine.mode,
-                });
+                let mut value =
+                    serde_json::json!({ "hops_per_s": rate(hops(&now), hops(&before)), "mode": mode.name() });
+                if let Some(engine) = metrics.computes() {
+                    value["backend"] = engine.backend.into();
+                    value["precision"] = engine.precision.into();
+                }
                 if let Some(celsius) = temperature() {
                     value["temperature_c"] = celsius.into();
                 }

@@ -1,0 +1,130 @@
+//! The real binary under a service manager: a socket that hears what systemd would, and signals.
+
+use std::{
+    fs,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+struct Daemon {
+    process: Child,
+    socket: UnixDatagram,
+    folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// Watches the demo as a camera.
+    fn start() -> Daemon {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut daemon = Daemon { process: Command::new("true").stdin(Stdio::null()).spawn().unwrap(), socket, folder };
+        daemon.process.wait().unwrap();
+        daemon.write("[events]\nstart = 0.5\n");
+        daemon.process = Command::new(env!("CARGO_BIN_EXE_actiond"))
+            .arg("run")
+            .arg(daemon.folder.path().join("actiond.toml"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "3000000")
+            .env("RUST_LOG", "info")
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(daemon.folder.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        daemon
+    }
+
+    fn write(&self, rest: &str) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).display();
+        let config = format!(
+            "[model]\npath = \"{root}/models/default\"\n[journal]\npath = \"journal\"\n\
+             [[camera]]\nid = \"door\"\nsource = \"{root}/demo/demo.mp4\"\nrealtime = true\n{rest}"
+        );
+        fs::write(self.folder.path().join("actiond.toml"), config).unwrap();
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// What the manager hears until it has heard `last`.
+    fn hears(&self, last: &str) -> Vec<String> {
+        let (began, mut all) = (Instant::now(), Vec::new());
+        let mut buffer = [0; 4096];
+        while began.elapsed() < PATIENCE {
+            let Ok(n) = self.socket.recv(&mut buffer) else { continue };
+            all.extend(String::from_utf8_lossy(&buffer[..n]).lines().map(String::from));
+            if all.iter().any(|line| line == last) {
+                return all;
+            }
+        }
+        panic!("no {last} among {all:?}\n{}", self.log());
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    fn says(&self, text: &str) {
+        let began = Instant::now();
+        while !self.log().contains(text) {
+            assert!(began.elapsed() < PATIENCE, "no `{text}` in\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn it_is_ready_when_the_model_has_answered_alive_while_it_works_and_stops_in_order() {
+    let mut daemon = Daemon::start();
+    let before = daemon.hears("READY=1");
+    // The model is loaded and cameras are waited for with patience.
+    assert!(before.iter().any(|line| line.starts_with("EXTEND_TIMEOUT_USEC=")), "{before:?}");
+    assert!(before.contains(&"STATUS=loading the model".to_owned()), "{before:?}");
+    for _ in 0..3 {
+        daemon.hears("WATCHDOG=1");
+    }
+    daemon.signal("-TERM");
+    daemon.hears("STOPPING=1");
+    assert!(daemon.process.wait().unwrap().success(), "{}", daemon.log());
+}
+
+#[test]
+fn a_hangup_reads_the_config_again_and_says_what_waits_for_a_restart() {
+    let mut daemon = Daemon::start();
+    daemon.hears("READY=1");
+    daemon.write("[events]\nstart = 2.0\n");
+    daemon.signal("-HUP");
+    daemon.says("going on with the settings as they were");
+    // From now on nothing is sure enough.
+    daemon.write("hop = 3\n[events]\nstart = 0.99999\nend = 0.9999\n");
+    daemon.signal("-HUP");
+    daemon.says("going on with the settings as they were\n");
+    daemon.write("skip_still = true\n[events]\nstart = 0.99999\nend = 0.9999\n");
+    daemon.signal("-HUP");
+    daemon.says("its [events] holds from now on");
+    daemon.says("what changed in [camera] is taken up by a restart only");
+    std::thread::sleep(Duration::from_secs(2));
+    let journal = daemon.folder.path().join("journal/events.jsonl");
+    let starts = || fs::read_to_string(&journal).unwrap_or_default().matches("\"phase\":\"start\"").count();
+    let before = starts();
+    // Ten seconds of the demo hold two actions.
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!(starts(), before, "{}", daemon.log());
+    daemon.signal("-TERM");
+    assert!(daemon.process.wait().unwrap().success(), "{}", daemon.log());
+}
