@@ -258,7 +258,7 @@ impl Collector for Daemon {
             .map(|c| (c.id.as_str(), c.status(|s| (s.counts, s.tally, s.reopened, s.fault)), state(c)))
             .collect();
         // By camera: the name, what it is, the number.
-        let counters: [(&str, &str, fn(&Numbers) -> u64); 9] = [
+        let counters: [(&str, &str, Number); 9] = [
             ("actiond_pictures", "Pictures that came from the source", |(c, ..)| c.pictures),
             ("actiond_frames", "Frames made of them, at 25 fps", |(c, ..)| c.frames),
             ("actiond_frames_repeated", "Frames that show a picture once more", |(c, ..)| c.repeated),
@@ -378,6 +378,9 @@ fn journal_metrics(encoder: &mut DescriptorEncoder, stats: &journal::Stats) -> f
         stats.cursors.iter().try_for_each(each)
     })
 }
+
+/// One of a camera's numbers.
+type Number = fn(&Numbers) -> u64;
 
 type Numbers = (crate::intake::Counts, crate::recognize::Tally, u64, Option<Fault>);
 

@@ -16,7 +16,8 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // The usual words repeat the value that was not a text.
         let text = String::deserialize(deserializer);
-        text.map(Secret).map_err(|_| serde::de::Error::custom("a secret is a text in quotes"))
+        let text = text.map_err(|_| serde::de::Error::custom("a secret is a text in quotes"))?;
+        expand(&text).map(Secret).map_err(serde::de::Error::custom)
     }
 }
 
@@ -108,6 +109,18 @@ mod tests {
         assert_eq!(secret.expose(), "hunter2");
         let e = toml::from_str::<std::collections::BTreeMap<String, Secret>>("password = 31337").unwrap_err();
         assert!(!e.message().contains("31337") && e.span().is_some(), "{e}");
+    }
+
+    #[test]
+    fn every_secret_of_a_config_may_name_a_variable() {
+        #[derive(Debug, Deserialize)]
+        struct Table {
+            password: Secret,
+        }
+        let table: Table = toml::from_str("password = \"${CARGO_PKG_NAME}!\"").unwrap();
+        assert_eq!(table.password.expose(), format!("{}!", std::env::var("CARGO_PKG_NAME").unwrap()));
+        let e = toml::from_str::<Table>("password = \"hunter2${NOT_THERE}\"").unwrap_err();
+        assert!(e.message().contains("no variable NOT_THERE") && !e.message().contains("hunter2"), "{e}");
     }
 
     #[test]

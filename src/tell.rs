@@ -124,7 +124,9 @@ impl Teller {
         if changes.is_empty() {
             return Ok(());
         }
-        for change in changes.to_vec() {
+        // Naming them changes what is open.
+        let changes = changes.to_vec();
+        for change in changes {
             tell(&mut self.event(about, engine, &change, last, seen))?;
         }
         Ok(())

@@ -96,19 +96,17 @@ impl Frames {
             }
             Admission::Ticks { ticks, repeats, .. } => (ticks, repeats),
         };
-        let mut first = first;
         for tick in 0..ticks {
             let repeat = tick < repeats && self.file.as_ref().is_some_and(|(_, s)| *s == shape);
             match &self.file {
                 Some((_, s)) if *s == shape => {}
-                _ => self.begin(shape, first)?,
+                _ => self.begin(shape, first + tick)?,
             }
             if let Some((file, _)) = &mut self.file {
                 let bytes = if repeat { &self.before } else { &self.now };
                 file.write_all(bytes)?;
                 self.length += bytes.len() as u64;
             }
-            first += 1;
         }
         Ok(())
     }

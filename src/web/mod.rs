@@ -191,9 +191,8 @@ async fn serve(listener: TcpListener, door: Arc<Door>) {
                 .max_buf_size(LARGEST_HEADERS)
                 .serve_connection(TokioIo::new(stream), service);
             // What goes wrong is the far end's own fault.
-            match tokio::time::timeout(LONGEST, connection).await {
-                Ok(Err(e)) => log::debug!("web: {e}"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(e)) = tokio::time::timeout(LONGEST, connection).await {
+                log::debug!("web: {e}");
             }
         };
         open.retain(|task| !task.is_finished());
