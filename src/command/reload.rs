@@ -11,6 +11,7 @@ use signal_hook::{consts::SIGHUP, iterator::Signals};
 
 use super::check;
 use crate::{
+    config::Plan,
     decide::Decider,
     error::{Error, Result},
     model::Model,
@@ -28,11 +29,11 @@ pub fn on_hangup(path: &Path, model: &Model, hop: usize, cameras: usize) -> Resu
     let model = model.clone();
     let work = move || {
         for _ in signals.forever() {
-            let read = config.again().and_then(|plan| {
+            let deciders = |plan: &Plan| {
                 let deciders = (0..cameras).map(|_| Decider::new(&model, &plan.events, hop));
                 deciders.collect::<Result<Vec<_>>>()
-            });
-            match read {
+            };
+            match config.again(deciders) {
                 // The recognizer is gone only when all is over.
                 Ok(deciders) => drop(tell.send(deciders)),
                 Err(e) => log::error!("{e}; going on with the settings as they were"),
@@ -50,8 +51,9 @@ struct Config {
 }
 
 impl Config {
-    fn again(&mut self) -> Result<crate::config::Plan> {
-        let plan = check::load(&self.path)?;
+    /// What `make` makes of the config as it is now; only then is anything taken up.
+    fn again<T>(&mut self, make: impl Fn(&Plan) -> Result<T>) -> Result<T> {
+        let made = make(&check::load(&self.path)?)?;
         let new = tables(&self.path);
         let name = self.path.display();
         if self.known.get(TAKEN_UP) != new.get(TAKEN_UP) {
@@ -68,7 +70,7 @@ impl Config {
         } else {
             self.known.remove(TAKEN_UP);
         }
-        Ok(plan)
+        Ok(made)
     }
 }
 
