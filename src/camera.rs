@@ -29,7 +29,7 @@ use crate::{
     time::Shutdown,
 };
 
-/// Waits between two attempts to open a source: doubled each time, up to the second one. A source that answers again is
+/// From one attempt to open a source to the next: doubled each time, up to the second one. A source that answers again is
 /// back within that.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
@@ -206,6 +206,7 @@ impl<'a> Feed<'a> {
                 shutdown.wait_timeout(PAUSED);
                 continue;
             }
+            let began = Instant::now();
             let played = source::open(&config.source, &config.options).and_then(|source| {
                 let pace = source.pace();
                 connection.pace = Some(pace);
@@ -229,7 +230,10 @@ impl<'a> Feed<'a> {
                 _ if recording => return Err(e),
                 Kind::Config | Kind::Model | Kind::Internal if !worked => return Err(e),
                 Kind::Config | Kind::Model => REFUSED,
-                Kind::EndOfStream | Kind::Unavailable | Kind::Internal => connection.pause,
+                // From one attempt to the next: who has waited for an answer that did not come has waited already.
+                Kind::EndOfStream | Kind::Unavailable | Kind::Internal => {
+                    connection.pause.saturating_sub(began.elapsed()).max(BACKOFF.0)
+                }
             };
             // A camera that is away for a night fills no log: the same words once.
             let words = e.to_string();

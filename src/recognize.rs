@@ -10,8 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::{SignedDuration, Timestamp};
-
 use crate::{
     camera::Camera,
     clip,
@@ -29,7 +27,7 @@ use crate::{
     still::Rest,
     supervise::Supervisor,
     tell::{About, Engine, Given, Seen, Teller},
-    time::Shutdown,
+    time::{Shutdown, Wall},
 };
 
 /// Where events go: the journal first, then whoever shows them.
@@ -76,6 +74,7 @@ pub struct Recognizer<'a> {
     /// How the cameras' rings hand out their frames.
     rhythm: Rhythm,
     supervisor: Supervisor,
+    wall: Wall,
     loader: Loader,
     /// When the network was last loaded again.
     rebuilt: Option<Instant>,
@@ -220,6 +219,7 @@ impl<'a> Recognizer<'a> {
             scores: decide::Scores::default(),
             rhythm,
             supervisor: Supervisor::default(),
+            wall: Wall::new(),
             loader: inference::load_with,
             rebuilt: None,
             retunes: None,
@@ -302,8 +302,7 @@ impl<'a> Recognizer<'a> {
                 self.supervisor.alive();
                 sink.beat();
                 if let Some(deciders) = self.retunes.as_ref().and_then(|r| r.try_iter().last()) {
-                    let lag = self.reach.lag;
-                    self.lanes.iter_mut().zip(deciders).for_each(|(l, d)| l.teller.retune(d.looking_back(lag)));
+                    self.lanes.iter_mut().zip(deciders).for_each(|(l, d)| l.teller.retune(d));
                 }
                 for lane in 0..self.lanes.len() {
                     self.pause(lane, sink)?;
@@ -708,10 +707,12 @@ impl<'a> Recognizer<'a> {
     }
 
     /// The circumstances of what is decided now about a frame that came `delay` ago.
-    fn seen(&self, lane: usize, delay: Duration) -> Seen {
+    fn seen(&mut self, lane: usize, delay: Duration) -> Seen {
+        let (now, set_by) = self.wall.now();
         let state = &self.lanes[lane];
         Seen {
-            at: Timestamp::now() - SignedDuration::try_from(delay).unwrap_or_default(),
+            at: now.checked_sub(delay).unwrap_or(now),
+            set_by,
             delay_ms: delay.as_millis() as u64,
             warming: state.progress.is_warming(&self.reach),
             degraded: state.degraded || state.live && self.load.relief() != Relief::NONE,
@@ -859,6 +860,28 @@ mod tests {
         frames: u64,
     }
 
+    fn config(i: usize) -> Config {
+        Config {
+            id: format!("{i}"),
+            source: Uri::Csi(i as u32),
+            options: source::Options::default(),
+            region: Region::WHOLE,
+            mask: Vec::new(),
+            frames: None,
+            skip_still: false,
+        }
+    }
+
+    /// A frame that shows nothing.
+    fn blank(model: &Model) -> Frame {
+        let view = |s: &scale::ViewSpec| {
+            let pixels = s.size[0] * s.size[1];
+            let of = |there: bool, n: usize| if there { pixels * n } else { 0 };
+            View { rgb: vec![0; of(s.rgb, 3)], flow: vec![0.0; of(s.flow.is_some(), 2)] }
+        };
+        Frame { number: 0, still: 0, views: scale::views(&model.manifest).0.iter().map(view).collect() }
+    }
+
     /// Watches `cameras` live cameras for `seconds`, whose hops take `cost` a stream; a doubled one takes half as much
     /// again.
     fn watch(mode: Mode, cameras: usize, cost: Duration, seconds: u64) -> Watched {
@@ -877,29 +900,14 @@ mod tests {
         let bell = Arc::new(Bell::default());
         let mut handles = Vec::new();
         for i in 0..cameras {
-            let config = Config {
-                id: format!("{i}"),
-                source: Uri::Csi(i as u32),
-                options: source::Options::default(),
-                region: Region::WHOLE,
-                mask: Vec::new(),
-                frames: None,
-                skip_still: false,
-            };
-            let camera = Camera::new(&config, recognizer.rhythm(), bell.clone());
+            let camera = Camera::new(&config(i), recognizer.rhythm(), bell.clone());
             camera.ring.set_pace(Pace::Live);
             recognizer.add(camera.clone(), Decider::new(&model, &Decision::default(), HOP).unwrap());
             handles.push(camera);
         }
-        let (specs, _) = scale::views(&model.manifest);
+        let blank = blank(&model);
         let pushed = seconds * FPS;
         let pusher = thread::spawn(move || {
-            let view = |s: &scale::ViewSpec| {
-                let pixels = s.size[0] * s.size[1];
-                let of = |there: bool, n: usize| if there { pixels * n } else { 0 };
-                View { rgb: vec![0; of(s.rgb, 3)], flow: vec![0.0; of(s.flow.is_some(), 2)] }
-            };
-            let blank = Frame { number: 0, still: 0, views: specs.iter().map(view).collect() };
             let mut frames = vec![blank; handles.len()];
             let began = Instant::now();
             for n in 0..pushed {
@@ -1037,26 +1045,11 @@ mod tests {
         let mut recognizer = Recognizer::with(&model, &backends, identity, network, backend);
         recognizer.loader = loads;
         let bell = Arc::new(Bell::default());
-        let config = Config {
-            id: "a".into(),
-            source: Uri::Csi(0),
-            options: source::Options::default(),
-            region: Region::WHOLE,
-            mask: Vec::new(),
-            frames: None,
-            skip_still: false,
-        };
-        let camera = Camera::new(&config, recognizer.rhythm(), bell.clone());
+        let camera = Camera::new(&config(0), recognizer.rhythm(), bell.clone());
         camera.ring.set_pace(Pace::Recorded);
         recognizer.add(camera.clone(), Decider::new(&model, &Decision::default(), HOP).unwrap());
-        let (specs, _) = scale::views(&model.manifest);
+        let mut frame = blank(&model);
         let pusher = thread::spawn(move || {
-            let view = |s: &scale::ViewSpec| {
-                let pixels = s.size[0] * s.size[1];
-                let of = |there: bool, n: usize| if there { pixels * n } else { 0 };
-                View { rgb: vec![0; of(s.rgb, 3)], flow: vec![0.0; of(s.flow.is_some(), 2)] }
-            };
-            let mut frame = Frame { number: 0, still: 0, views: specs.iter().map(view).collect() };
             let _ = (0..20 * HOP).all(|_| camera.ring.push(&mut frame));
             camera.ring.close();
         });

@@ -51,6 +51,8 @@ pub struct Engine {
 pub struct Seen {
     /// Wall time of the newest frame.
     pub at: Timestamp,
+    /// By how much the wall clock was set since the start, in all.
+    pub set_by: SignedDuration,
     /// From there to the decision.
     pub delay_ms: u64,
     /// See [`Flag`].
@@ -84,8 +86,9 @@ pub struct Teller {
     /// Wall time of frame 0, for a recording; a camera's frames are dated from the newest back.
     epoch: Option<Timestamp>,
     decider: Decider,
-    /// Id and start of the events that are open, by label: an event keeps its own from start to end.
-    open: Vec<Option<(String, Timestamp)>>,
+    /// Id, start, and what the clock was set by then, of the events that are open, by label: an event keeps its own from
+    /// start to end.
+    open: Vec<Option<(String, Timestamp, SignedDuration)>>,
     /// Each stream's scores of the newest hop.
     streams: Vec<Vec<f32>>,
 }
@@ -144,10 +147,13 @@ impl Teller {
             from.checked_add(SignedDuration::from_millis(millis(frames))).unwrap_or(from)
         };
         let ended = (change.phase == Phase::End).then_some(()).and(change.end_frame);
-        let (id, start) = self.open[change.label].get_or_insert_with(|| {
+        let (id, start, set_by) = self.open[change.label].get_or_insert_with(|| {
             let start = date(change.start_frame);
-            (event::id(start, &about.device, &self.camera, label, change.start_frame), start)
+            (event::id(start, &about.device, &self.camera, label, change.start_frame), start, seen.set_by)
         });
+        // By the clock that it began with: it lasted as long as it did.
+        let set = if epoch.is_some() { SignedDuration::ZERO } else { seen.set_by.saturating_sub(*set_by) };
+        let end = ended.map(|frame| date(frame).checked_sub(set).unwrap_or(*start));
         let flags = [(seen.warming, Flag::Warming), (seen.degraded, Flag::Degraded), (seen.still, Flag::Still)];
         let event = Event {
             v: event::VERSION,
@@ -168,7 +174,7 @@ impl Teller {
                 .filter_map(|(name, scores)| Some((name.clone(), *scores.get(change.label)?)))
                 .collect(),
             start: *start,
-            end: ended.map(date),
+            end,
             start_s: seconds(change.start_frame),
             end_s: ended.map(seconds),
             first_frame: change.start_frame,
@@ -222,7 +228,14 @@ mod tests {
     }
 
     fn seen(at: &str) -> Seen {
-        Seen { at: at.parse().unwrap(), delay_ms: 120, warming: false, degraded: true, still: false }
+        Seen {
+            at: at.parse().unwrap(),
+            set_by: SignedDuration::ZERO,
+            delay_ms: 120,
+            warming: false,
+            degraded: true,
+            still: false,
+        }
     }
 
     /// Gives hops that are all of label `label`, and the end.
@@ -260,6 +273,34 @@ mod tests {
         assert_eq!(events[0].start, epoch);
         assert_eq!(events[1].end, Some("2020-01-01T00:00:03.200Z".parse().unwrap()));
         assert_eq!((events[1].end_s, events[1].last_frame), (Some(3.2), 79));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_while_an_event_is_open_changes_nothing_of_how_long_it_lasted() {
+        let (model, about) = about();
+        let engine = Engine { backend: "tract".into(), precision: "f32".into() };
+        let scores = Scores { fused: vec![0.9; model.labels.len()], streams: Vec::new() };
+        for (end, set_by) in
+            [("2026-11-26T11:00:20Z", 3600), ("2026-11-26T09:00:20Z", -3600), ("2026-11-26T10:00:20Z", 0)]
+        {
+            let mut teller = teller(&model, "door", None);
+            let mut events = Vec::new();
+            let mut tell = |e: &mut Event| {
+                events.push(e.clone());
+                Ok(())
+            };
+            let hop = HopScores { first_frame: 0, last_frame: 63, scores: &scores };
+            let given = Given::Hop { hop, seen: seen("2026-11-26T10:00:10Z") };
+            teller.give(&about, &engine, &given, &mut tell).unwrap();
+            let seen = Seen { set_by: SignedDuration::from_secs(set_by), ..seen(end) };
+            teller.give(&about, &engine, &Given::End { last_frame: 63 + 250, seen }, &mut tell).unwrap();
+            let ended: Vec<_> = events.iter().filter(|e| e.phase == Phase::End).collect();
+            assert!(!ended.is_empty());
+            for event in ended {
+                let lasted = event.end.unwrap().duration_since(event.start).as_secs_f64();
+                assert!((lasted - (event.end_s.unwrap() - event.start_s)).abs() < 1e-6, "{set_by}: {event:?}");
+            }
+        }
     }
 
     #[test]

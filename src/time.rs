@@ -1,4 +1,4 @@
-//! The end of time: the [`Shutdown`] that every thread looks at.
+//! The end of time, the [`Shutdown`] that every thread looks at; and the wall clock, which is set now and then.
 
 use std::{
     sync::{
@@ -6,9 +6,10 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag,
@@ -86,6 +87,40 @@ impl Shutdown {
     }
 }
 
+/// More than this between two looks is no drift: the clock was set.
+const SET: SignedDuration = SignedDuration::from_millis(500);
+
+/// The wall clock, and by how much it has been set: by the network's time on a board without a battery, or by a person.
+/// What lasts is measured with it in mind, so that an event never ends before it began.
+#[derive(Debug)]
+pub struct Wall {
+    last: (Instant, Timestamp),
+    set_by: SignedDuration,
+}
+
+impl Wall {
+    pub fn new() -> Self {
+        Wall { last: (Instant::now(), Timestamp::now()), set_by: SignedDuration::ZERO }
+    }
+
+    /// The time, and by how much the clock was set forward since [`Wall::new`], in all.
+    pub fn now(&mut self) -> (Timestamp, SignedDuration) {
+        self.at(Instant::now(), Timestamp::now())
+    }
+
+    fn at(&mut self, steady: Instant, wall: Timestamp) -> (Timestamp, SignedDuration) {
+        let passed =
+            SignedDuration::try_from(steady.saturating_duration_since(self.last.0)).unwrap_or(SignedDuration::MAX);
+        let moved = wall.duration_since(self.last.1).saturating_sub(passed);
+        if moved.abs() > SET {
+            self.set_by = self.set_by.saturating_add(moved);
+            log::warn!("the clock was set by {:+.1} s; times of what is open go on as they were", moved.as_secs_f64());
+        }
+        self.last = (steady, wall);
+        (wall, self.set_by)
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these locks guard is written in one go: a thread that panicked has left nothing half done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -93,9 +128,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_is_told_from_one_that_drifts() {
+        let mut wall = Wall::new();
+        let (mut steady, mut now) = wall.last;
+        // Slewed by a tenth for a minute: no jump.
+        for _ in 0..60 {
+            steady += Duration::from_secs(1);
+            now += SignedDuration::from_millis(1100);
+            assert_eq!(wall.at(steady, now), (now, SignedDuration::ZERO));
+        }
+        now += SignedDuration::from_hours(1);
+        assert_eq!(wall.at(steady, now), (now, SignedDuration::from_hours(1)));
+        steady += Duration::from_secs(10);
+        now += SignedDuration::from_secs(10) - SignedDuration::from_hours(3);
+        assert_eq!(wall.at(steady, now), (now, SignedDuration::from_hours(-2)));
+        assert_eq!(wall.at(steady, Timestamp::MIN).0, Timestamp::MIN);
+        assert_eq!(wall.at(steady, Timestamp::MAX).0, Timestamp::MAX);
+    }
 
     #[test]
     fn a_wait_ends_when_another_thread_sets_it() {

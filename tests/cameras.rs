@@ -34,21 +34,6 @@ fn stream(name: &str, size: usize) -> String {
     )
 }
 
-/// A model whose first label is a bright picture, and whose second is a dark one.
-fn brightness(folder: &Path) {
-    let mut g = Graph::new(1);
-    let x = g.input("input", DataType::Float, &[1, 3, 16, 8, 8].map(Dim::N));
-    let axes = [1, 2, 3, 4];
-    let mean = g.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&axes)), ("keepdims", Attribute::Int(0))]);
-    let shape = g.ints(&[1, 1]);
-    let mean = g.op("Reshape", &[&mean, &shape], &[]);
-    let weights = g.floats(&[1, 2], &[10.0, -10.0]);
-    let logits = g.op("MatMul", &[&mean, &weights], &[]);
-    g.output(&logits, "logits", &[Dim::N(1), Dim::N(2)]);
-    let bytes = g.bytes();
-    write_model(folder, 2, &[(&stream("rgb", 8), vec![("f32", "rgb.onnx", &bytes)])]);
-}
-
 /// A model of two streams with something to compute: about half a GMAC a window each.
 fn heavy(folder: &Path) {
     let network = |seed| {
@@ -117,8 +102,7 @@ fn tally<'t>(log: &'t str, camera: &str) -> &'t str {
 #[test]
 fn cameras_of_one_file_share_its_decoder_and_each_sees_its_region() {
     let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("model")).unwrap();
-    brightness(&folder.path().join("model"));
+    onnx::write_brightness(&folder.path().join("model"));
     halves(&folder.path().join("halves.mp4"), 20);
     config(folder.path(), "halves.mp4");
     let run = Command::new(ACTIOND).args(["run", "--until-end"]).arg(folder.path().join("actiond.toml")).output();
@@ -145,8 +129,7 @@ fn cameras_of_one_file_share_its_decoder_and_each_sees_its_region() {
 #[test]
 fn cameras_of_one_rtsp_stream_share_one_connection() {
     let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("model")).unwrap();
-    brightness(&folder.path().join("model"));
+    onnx::write_brightness(&folder.path().join("model"));
     let clip = folder.path().join("halves.mp4");
     halves(&clip, 60);
     let clients = folder.path().join("clients");

@@ -21,30 +21,11 @@ use std::{
 };
 
 use actiond::{event::Event, journal::Reader};
-use onnx::{Attribute, Dim, Graph, write_model};
 use serde_json::Value;
-use tract_onnx::pb::tensor_proto::DataType;
 
 const ACTIOND: &str = env!("CARGO_BIN_EXE_actiond");
 
 // --- A model, a recording, a config ---------------------------------------------------------------------------------
-
-/// A model whose first label is a bright picture, and whose second is a dark one.
-fn brightness(folder: &Path) {
-    fs::create_dir_all(folder).unwrap();
-    let mut g = Graph::new(1);
-    let x = g.input("input", DataType::Float, &[1, 3, 16, 8, 8].map(Dim::N));
-    let axes = [1, 2, 3, 4];
-    let mean = g.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&axes)), ("keepdims", Attribute::Int(0))]);
-    let shape = g.ints(&[1, 1]);
-    let mean = g.op("Reshape", &[&mean, &shape], &[]);
-    let weights = g.floats(&[1, 2], &[10.0, -10.0]);
-    let logits = g.op("MatMul", &[&mean, &weights], &[]);
-    g.output(&logits, "logits", &[Dim::N(1), Dim::N(2)]);
-    let stream = "name = \"rgb\"\nkind = \"rgb\"\nframes = 16\nsize = [8, 8]\nfit = \"squeeze\"\nlayout = \"NCTHW\"\n\
-                  input = \"input\"\noutput = \"logits\"\ndtype = \"f32\"\nrange = [-1.0, 1.0]";
-    write_model(folder, 2, &[(stream, vec![("f32", "rgb.onnx", &g.bytes())])]);
-}
 
 /// Bright for two seconds, dark for two, and so on; made a day ago, as far as its file tells.
 fn blinking(path: &Path, seconds: u32) {
@@ -69,7 +50,7 @@ struct Place {
 impl Place {
     fn new() -> Place {
         let place = Place { folder: tempfile::tempdir().unwrap() };
-        brightness(&place.path("model"));
+        onnx::write_brightness(&place.path("model"));
         place
     }
 

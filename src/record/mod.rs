@@ -14,7 +14,8 @@
 //!   5 gap       u16 camera, u64 frames lost
 //!   6 end       u16 camera, seen, u64 last frame
 //! seen:         i64 nanoseconds since 1970 of the newest frame, u32 milliseconds from there to the decision, u8 flags
-//!               (1 warming, 2 degraded, 4 still)
+//!               (1 warming, 2 degraded, 4 still, 8 the wall clock was set), and with the last i64 nanoseconds by which it was
+//!               set since the start
 //! a stream:     u8, 0 when it was left out, else 1 and a score a label
 //! ```
 //!
@@ -31,7 +32,7 @@ use std::{
     sync::Arc,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -248,7 +249,13 @@ impl Recorder {
         let nanoseconds = i64::try_from(seen.at.as_nanosecond()).unwrap_or(i64::MAX);
         self.piece.extend(nanoseconds.to_le_bytes());
         self.piece.extend(u32::try_from(seen.delay_ms).unwrap_or(u32::MAX).to_le_bytes());
-        self.piece.push(u8::from(seen.warming) | u8::from(seen.degraded) << 1 | u8::from(seen.still) << 2);
+        let set = !seen.set_by.is_zero();
+        let flags = [seen.warming, seen.degraded, seen.still, set];
+        self.piece.push(flags.iter().enumerate().map(|(i, flag)| u8::from(*flag) << i).sum());
+        if set {
+            let nanoseconds = seen.set_by.as_nanos().clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+            self.piece.extend(nanoseconds.to_le_bytes());
+        }
     }
 
     fn begin(&mut self, kind: u8) {
@@ -548,7 +555,11 @@ impl Bytes<'_> {
         let at = Timestamp::from_nanosecond(i128::from(self.take().map(i64::from_le_bytes)?)).ok()?;
         let delay_ms = u64::from(self.take().map(u32::from_le_bytes)?);
         let flags = self.u8()?;
-        Some(Seen { at, delay_ms, warming: flags & 1 != 0, degraded: flags & 2 != 0, still: flags & 4 != 0 })
+        let set_by = match flags & 8 {
+            0 => SignedDuration::ZERO,
+            _ => SignedDuration::from_nanos(self.take().map(i64::from_le_bytes)?),
+        };
+        Some(Seen { at, set_by, delay_ms, warming: flags & 1 != 0, degraded: flags & 2 != 0, still: flags & 4 != 0 })
     }
 }
 
@@ -614,7 +625,8 @@ mod tests {
 
     fn seen(n: i64) -> Seen {
         let at = Timestamp::from_nanosecond(1_795_000_000_123_456_789 + i128::from(n) * 320_000_000).unwrap();
-        Seen { at, delay_ms: 40 + n as u64, warming: n < 3, degraded: n == 5, still: n == 7 }
+        let set_by = SignedDuration::from_secs(if n > 9 { -3600 } else { 0 });
+        Seen { at, set_by, delay_ms: 40 + n as u64, warming: n < 3, degraded: n == 5, still: n == 7 }
     }
 
     /// Records `hops` hops of two cameras, with a gap; gives the file's bytes and the events that were told meanwhile.

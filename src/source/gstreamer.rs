@@ -41,6 +41,11 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How often, and how many times in a row, a pipeline must be seen without a thread that works to count as dead.
 const IDLE_LOOK: Duration = Duration::from_millis(250);
 const IDLE_LOOKS: u32 = 4;
+/// A camera whose pictures have come steadily is gone after this much silence, or after so many of its usual intervals: it
+/// may have lost its power without a word, and is to be back soon after its power is. `Options::stall` bounds it. An
+/// answer to a request is waited for no longer either, for the same reason; a first picture is, as keyframes may be rare.
+const SILENCE: Duration = Duration::from_secs(4);
+const INTERVALS: u32 = 10;
 /// How long closing a pipeline may take before it is left to itself.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -60,6 +65,9 @@ pub struct Stream {
     name: String,
     pace: Pace,
     stall: Duration,
+    /// When the last sample came, and how long a camera's pictures are apart as a rule.
+    arrived: Option<Instant>,
+    interval: Duration,
     opened: Instant,
     /// The picture that was given out last, mapped for as long as it may be read.
     frame: Option<gst_video::VideoFrame<gst_video::video_frame::Readable>>,
@@ -248,6 +256,8 @@ impl Stream {
             name,
             pace: Pace::Recorded,
             stall: options.stall,
+            arrived: None,
+            interval: Duration::ZERO,
             opened: Instant::now(),
             frame: None,
             layout: None,
@@ -287,7 +297,7 @@ impl Stream {
                 return Ok((sample, came, std::mem::take(&mut state.dropped)));
             }
             let now = Instant::now();
-            let mut until = begin + self.stall;
+            let mut until = begin + self.patience();
             if let Some(failure) = &state.failure {
                 // A recording's damage is behind pictures that are still in the decoder.
                 let drained = failure.at.max(begin) + DRAIN;
@@ -320,6 +330,23 @@ impl Stream {
             }
             state = self.mailbox.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// How long a picture may be waited for.
+    fn patience(&self) -> Duration {
+        match self.origin {
+            Origin::Network | Origin::Camera if self.given > 1 => {
+                self.stall.min(SILENCE.max(self.interval * INTERVALS))
+            }
+            _ => self.stall,
+        }
+    }
+
+    /// The usual interval goes up at once and down slowly: who waits too short leaves a camera that is there.
+    fn arrived(&mut self, came: Instant) {
+        let last = self.arrived.replace(came);
+        let interval = last.map_or(Duration::ZERO, |last| came.saturating_duration_since(last));
+        self.interval = interval.max(self.interval.mul_f64(0.98));
     }
 
     /// Whether any of the pipeline's threads is running.
@@ -375,7 +402,7 @@ impl Stream {
     }
 
     fn stalled(&self) -> Error {
-        let stall = self.stall.as_secs_f64();
+        let stall = self.patience().as_secs_f64();
         match self.given {
             0 => Error::unavailable(format!("{} gave no picture for {stall} s", self.name)),
             _ => Error::unavailable(format!(
@@ -516,7 +543,10 @@ impl Source for Stream {
             return Err(Error::new(*kind, message.clone()));
         }
         match self.receive() {
-            Ok((sample, came, dropped)) => self.picture(sample, came, dropped),
+            Ok((sample, came, dropped)) => {
+                self.arrived(came);
+                self.picture(sample, came, dropped)
+            }
             Err(error) => {
                 self.ended = Some((error.kind(), error.to_string()));
                 Err(error)
@@ -733,7 +763,8 @@ fn rtsp(location: &str, options: &Options, mailbox: &Arc<Mailbox>) -> Result<gst
     src.set_property("udp-buffer-size", 4 << 20);
     src.set_property("latency", RTSP_LATENCY_MS);
     src.set_property("drop-on-latency", true);
-    src.set_property("tcp-timeout", u64::try_from(options.stall.as_micros()).unwrap_or(u64::MAX));
+    let answer = options.stall.min(SILENCE);
+    src.set_property("tcp-timeout", u64::try_from(answer.as_micros()).unwrap_or(u64::MAX));
     src.set_property_from_str(
         "protocols",
         match options.rtsp_transport {

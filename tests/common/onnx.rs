@@ -228,3 +228,20 @@ pub fn write_model(folder: &Path, labels: usize, streams: &[Stream]) {
     let labels: String = (0..labels).map(|i| format!("label {i}\n")).collect();
     fs::write(folder.join("labels.txt"), labels).unwrap();
 }
+
+/// A model whose first label is a bright picture, and whose second is a dark one.
+pub fn write_brightness(folder: &Path) {
+    fs::create_dir_all(folder).expect("a folder");
+    let mut g = Graph::new(1);
+    let x = g.input("input", DataType::Float, &[1, 3, 16, 8, 8].map(Dim::N));
+    let axes = [1, 2, 3, 4];
+    let mean = g.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&axes)), ("keepdims", Attribute::Int(0))]);
+    let shape = g.ints(&[1, 1]);
+    let mean = g.op("Reshape", &[&mean, &shape], &[]);
+    let weights = g.floats(&[1, 2], &[10.0, -10.0]);
+    let logits = g.op("MatMul", &[&mean, &weights], &[]);
+    g.output(&logits, "logits", &[Dim::N(1), Dim::N(2)]);
+    let stream = "name = \"rgb\"\nkind = \"rgb\"\nframes = 16\nsize = [8, 8]\nfit = \"squeeze\"\nlayout = \"NCTHW\"\n\
+                  input = \"input\"\noutput = \"logits\"\ndtype = \"f32\"\nrange = [-1.0, 1.0]";
+    write_model(folder, 2, &[(stream, vec![("f32", "rgb.onnx", &g.bytes())])]);
+}

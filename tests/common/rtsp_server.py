@@ -2,7 +2,8 @@
 
     /usr/bin/python3 rtsp_server.py [--port N] [--user NAME --password WORD] [--clients FILE] [CLIP.mp4]
 
-Serves /live (a moving test picture, VP8, for ever, with sound), /sound (only sound) and /clip (the H.264 of CLIP.mp4,
+Serves /live (a moving test picture, VP8, for ever, with sound), /small (a small one, JPEG, of which many run on one
+machine), /sound (only sound) and /clip (the H.264 of CLIP.mp4,
 from its beginning for each client, then the end). Prints `ready PORT` when it listens; ends when its stdin closes, so
 that it never outlives the test that started it. FILE gets a line for each client that connects.
 """
@@ -21,6 +22,10 @@ LIVE = (
     "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=320,height=240,framerate=25/1 ! "
     "vp8enc deadline=1 keyframe-max-dist=25 ! rtpvp8pay name=pay0 pt=96 "
     "audiotestsrc is-live=true wave=silence ! audioconvert ! alawenc ! rtppcmapay name=pay1 pt=8 )"
+)
+SMALL = (
+    "( videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=160,height=120,framerate=10/1 ! jpegenc ! "
+    "rtpjpegpay name=pay0 pt=26 )"
 )
 SOUND = "( audiotestsrc is-live=true wave=silence ! audioconvert ! alawenc ! rtppcmapay name=pay0 pt=8 )"
 
@@ -45,7 +50,7 @@ def main():
         auth.add_basic(GstRtspServer.RTSPAuth.make_basic(args.user, args.password), token)
         server.set_auth(auth)
 
-    paths = {"/live": (LIVE, True), "/sound": (SOUND, True)}
+    paths = {"/live": (LIVE, True), "/small": (SMALL, True), "/sound": (SOUND, True)}
     if args.clip:
         clip = f'( filesrc location="{args.clip}" ! qtdemux ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=-1 )'
         paths["/clip"] = (clip, False)
