@@ -1,4 +1,4 @@
-use std::process::ExitCode;
+use std::io::Write;
 
 use actiond::command::{bench, check, compile, doctor, eval, events, infer, replay, run, tune};
 use clap::Parser;
@@ -35,7 +35,7 @@ enum Command {
     Events(events::Args),
 }
 
-fn main() -> ExitCode {
+fn main() {
     let arguments = Arguments::parse();
     // GStreamer, ONNX Runtime and tract log in their own words; what concerns the user we say ourselves.
     let filter = env_logger::Env::default().default_filter_or("actiond=info,warn,tract=error");
@@ -52,11 +52,15 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::run(&args),
         Command::Events(args) => events::run(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match result {
+        Ok(()) => 0,
         Err(e) => {
             eprintln!("actiond: {e}");
-            ExitCode::from(e.exit_code())
+            i32::from(e.exit_code())
         }
-    }
+    };
+    let _ = std::io::stdout().flush();
+    // All that is ours has been closed. The libraries' destructors that `exit` would run wait for threads that may never
+    // end (a pipeline that was left to itself), or take away what such a thread still uses.
+    signal_hook::low_level::exit(code);
 }

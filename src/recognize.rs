@@ -219,7 +219,7 @@ impl<'a> Recognizer<'a> {
             scores: decide::Scores::default(),
             rhythm,
             supervisor: Supervisor::default(),
-            wall: Wall::new(),
+            wall: Wall::default(),
             loader: inference::load_with,
             rebuilt: None,
             retunes: None,

@@ -14,12 +14,16 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag,
     iterator::Signals,
+    low_level,
 };
 
 use crate::error::{Error, Result};
 
 /// What the shell gives for a process that was interrupted.
 const INTERRUPTED: i32 = 130;
+
+/// Longer than the slowest camera, its pipeline and the last deliveries together may take to end.
+const LAST: Duration = Duration::from_secs(30);
 
 /// Tells all threads that it is time to stop. Clones are handles to the same thing; once set it stays set.
 #[derive(Debug, Clone, Default)]
@@ -39,7 +43,8 @@ impl Shutdown {
     }
 
     /// One that SIGINT and SIGTERM set. A second signal ends the process at once, with exit code 130: who asks twice
-    /// does not want to wait for a camera that hangs.
+    /// does not want to wait for a camera that hangs. After half a minute the process ends by itself, with 1, whatever
+    /// hangs: an event is in the journal before anything else sees it, so nothing is lost.
     pub fn on_signals() -> Result<Self> {
         let cannot = |e| Error::internal("cannot watch for signals").caused_by(e);
         let shutdown = Shutdown::new();
@@ -52,9 +57,12 @@ impl Shutdown {
         let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(cannot)?;
         let setter = shutdown.clone();
         let work = move || {
-            for _ in signals.forever() {
+            if signals.forever().next().is_some() {
                 log::info!("stopping; a second signal stops at once");
                 setter.set();
+                thread::sleep(LAST);
+                log::error!("something does not stop within {} s, and is left as it is", LAST.as_secs());
+                low_level::exit(1);
             }
         };
         thread::Builder::new().name("signals".into()).spawn(work).map_err(cannot)?;
@@ -98,12 +106,14 @@ pub struct Wall {
     set_by: SignedDuration,
 }
 
-impl Wall {
-    pub fn new() -> Self {
+impl Default for Wall {
+    fn default() -> Self {
         Wall { last: (Instant::now(), Timestamp::now()), set_by: SignedDuration::ZERO }
     }
+}
 
-    /// The time, and by how much the clock was set forward since [`Wall::new`], in all.
+impl Wall {
+    /// The time, and by how much the clock was set forward since this was made, in all.
     pub fn now(&mut self) -> (Timestamp, SignedDuration) {
         self.at(Instant::now(), Timestamp::now())
     }
@@ -132,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_is_told_from_one_that_drifts() {
-        let mut wall = Wall::new();
+        let mut wall = Wall::default();
         let (mut steady, mut now) = wall.last;
         // Slewed by a tenth for a minute: no jump.
         for _ in 0..60 {

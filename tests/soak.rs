@@ -1,5 +1,5 @@
 //! Video for hours, as fast as this machine takes it: nothing grows. The real binary on the shipped model and the demo
-//! clip, again and again. `ACTIOND_HOURS` of video in place of a few minutes.
+//! clip, again and again. `ACTIOND_HOURS` of video in place of a few minutes, in `ACTIOND_MODE` in place of the default.
 
 use std::{
     fs,
@@ -44,7 +44,9 @@ fn hours_of_video_leave_nothing_behind() {
     assert!(made.unwrap().success());
     let log = folder.path().join("log");
     let mut process = Command::new(env!("CARGO_BIN_EXE_actiond"))
-        .args(["run", "--until-end", "--source"])
+        .arg("run")
+        .args(std::env::var("ACTIOND_MODE").map(|mode| format!("--mode={mode}")).ok())
+        .args(["--until-end", "--source"])
         .arg(&clip)
         .arg("--journal")
         .arg(folder.path().join("journal"))

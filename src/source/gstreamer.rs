@@ -11,6 +11,7 @@
 //! the appsink drops without counting.
 
 use std::{
+    net::{Ipv4Addr, TcpListener},
     path::Path,
     sync::{
         Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError,
@@ -23,6 +24,7 @@ use std::{
 use ::gstreamer as gst;
 use ::gstreamer_app as gst_app;
 use ::gstreamer_video as gst_video;
+use gio::prelude::*;
 use gst::prelude::*;
 use gst_video::prelude::*;
 
@@ -51,9 +53,39 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Starts GStreamer, once for the process.
 pub fn init() -> Result<()> {
-    static STARTED: LazyLock<std::result::Result<(), String>> =
-        LazyLock::new(|| gst::init().map_err(|e| e.to_string()));
+    static STARTED: LazyLock<std::result::Result<(), String>> = LazyLock::new(|| {
+        gst::init().map_err(|e| e.to_string())?;
+        prepare();
+        Ok(())
+    });
     STARTED.clone().map_err(|e| Error::unavailable("GStreamer does not start").caused_by(e))
+}
+
+/// Makes one of each of the things that network sources begin with, while one thread alone does it. Two that make their first
+/// ones at the same time (an RTSP camera that connects, an HTTP camera whose plugin is being loaded) can each hold what the
+/// other waits for in GLib's registration of types, and then no camera ever connects: seen with GLib 2.74.
+fn prepare() {
+    let _ = gst::Plugin::load_by_name("soup");
+    let _ = gst::Plugin::load_by_name("rtsp");
+    let _ = gio::TlsBackend::default();
+    // To ourselves; what counts is what it takes to connect.
+    if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        && let Ok(address) = listener.local_addr()
+    {
+        let client = gio::SocketClient::new();
+        client.set_timeout(1);
+        let _ = client.connect_to_host("127.0.0.1", address.port(), gio::Cancellable::NONE);
+    }
+}
+
+/// The usual interval after one more. A single hiccup has little weight.
+fn usual(usual: Duration, interval: Duration) -> Duration {
+    if usual.is_zero() { interval } else { (usual * 15 + interval) / 16 }
+}
+
+/// How long the next picture of a camera is waited for that gives one every `usual`.
+fn patience(stall: Duration, usual: Duration) -> Duration {
+    stall.min(SILENCE.max(usual * INTERVALS))
 }
 
 /// A stream that GStreamer plays.
@@ -335,18 +367,14 @@ impl Stream {
     /// How long a picture may be waited for.
     fn patience(&self) -> Duration {
         match self.origin {
-            Origin::Network | Origin::Camera if self.given > 1 => {
-                self.stall.min(SILENCE.max(self.interval * INTERVALS))
-            }
+            Origin::Network | Origin::Camera if self.given > 1 => patience(self.stall, self.interval),
             _ => self.stall,
         }
     }
 
-    /// The usual interval goes up at once and down slowly: who waits too short leaves a camera that is there.
     fn arrived(&mut self, came: Instant) {
-        let last = self.arrived.replace(came);
-        let interval = last.map_or(Duration::ZERO, |last| came.saturating_duration_since(last));
-        self.interval = interval.max(self.interval.mul_f64(0.98));
+        let Some(last) = self.arrived.replace(came) else { return };
+        self.interval = usual(self.interval, came.saturating_duration_since(last));
     }
 
     /// Whether any of the pipeline's threads is running.
@@ -871,6 +899,32 @@ pub fn package_of(element: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_steady_camera_is_waited_for_a_few_seconds_and_a_slow_one_longer() {
+        let stall = Options::default().stall;
+        let after = |seconds: &[f64]| {
+            let interval = seconds.iter().fold(Duration::ZERO, |u, s| usual(u, Duration::from_secs_f64(*s)));
+            patience(stall, interval).as_secs_f64()
+        };
+        assert_eq!(after(&[]), 4.0);
+        assert_eq!(after(&[0.1; 9]), 4.0);
+        // It stood still for nearly as long as it may.
+        assert_eq!(after(&[&[0.1; 9][..], &[3.9], &[0.1; 2]].concat()), 4.0);
+        assert_eq!(after(&[0.8; 9]), 8.0);
+        assert_eq!(after(&[30.0; 2]), 10.0);
+    }
+
+    #[test]
+    fn what_network_sources_begin_with_is_made_before_any_of_them() {
+        init().unwrap();
+        // Whichever part of GIO a connection takes; nothing else in these tests connects.
+        for name in ["GSocketClient", "GSocketAddress", "GSocket", "GTcpConnection", "GTask", "GNetworkAddress"] {
+            assert!(gst::glib::Type::from_name(name).is_some(), "{name}");
+        }
+        let loaded = |name: &str| gst::Registry::get().find_plugin(name).map(|p| p.is_loaded());
+        assert_eq!((loaded("rtsp"), loaded("soup")), (Some(true), Some(true)));
+    }
 
     fn sample(number: u64) -> gst::Sample {
         let mut buffer = gst::Buffer::with_size(4).unwrap();

@@ -230,6 +230,7 @@ pub fn write_model(folder: &Path, labels: usize, streams: &[Stream]) {
 }
 
 /// A model whose first label is a bright picture, and whose second is a dark one.
+#[allow(dead_code)]
 pub fn write_brightness(folder: &Path) {
     fs::create_dir_all(folder).expect("a folder");
     let mut g = Graph::new(1);
