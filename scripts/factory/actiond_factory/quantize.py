@@ -410,14 +410,14 @@ def show(stream: Stream, entry: dict, random: bool) -> None:
             print(f"  {provider} {precision}: {text}, {found['ms']:.1f} ms a window")
 
 
-def list_file(folder: Path, stream: str, precision: str, path: str) -> None:
-    """Lists a file of a stream in model.toml with its checksum, in place of one of the same precision."""
+def list_file(folder: Path, stream: str, precision: str, path: str, alone: bool = False) -> None:
+    """Lists a file of a stream in model.toml with its checksum, in place of one of the same precision, or of all."""
     manifest = folder / "model.toml"
     text = manifest.read_text()
     expected = tomllib.loads(text)
     digest = sha256(folder / path)
     table = next(s for s in expected["stream"] if s["name"] == stream)
-    table["file"] = [f for f in table["file"] if f["precision"] != precision]
+    table["file"] = [f for f in table["file"] if f["precision"] != precision and not alone]
     table["file"].append({"precision": precision, "path": path, "sha256": digest})
     lines = text.splitlines()
     # Tables of the text: where each begins, and its name.
@@ -432,7 +432,7 @@ def list_file(folder: Path, stream: str, precision: str, path: str) -> None:
             number = 0 if number is None else number + 1
             name = expected["stream"][number]["name"]
         elif header == "[[stream.file]]" and name == stream:
-            if tomllib.loads(body)["precision"] == precision:
+            if alone or tomllib.loads(body)["precision"] == precision:
                 drop.append((begin, end))
             place = end
     if place is not None:
