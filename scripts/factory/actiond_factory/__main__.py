@@ -17,6 +17,7 @@ COMMANDS = {
     "fit": "train any of the paper's architectures on folders of clips, as a config says",
     "assemble": "make one model of the runs of several streams",
     "export": "write trained weights as ONNX",
+    "average": "average the weights of two models of the same graph",
     "quantize": "quantize a model to INT8 (QDQ), calibrated on your own clips",
     "demo": "render the demo clip and its timeline",
 }

@@ -6,6 +6,8 @@ report of every layer into int8.json. Layers that lose too much stay f32.
 
 Example:
   factory quantize models/default recordings/
+  factory quantize models/default recordings/ --keep Conv3d_2b_1x1 'Mixed_3*1x1'
+  factory quantize --measure models/default other-recordings/
   factory quantize --check models/default
 """
 
@@ -16,6 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="the same as MODEL")
     parser.add_argument("--data", type=Path, help="instead of CLIPS: rendered shards, train/ (calibration) and held/")
     parser.add_argument("--check", action="store_true", help="only hold MODEL's int8 files against TensorRT's rules")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="only measure MODEL's int8 files, on all of CLIPS or on --data's held/; nothing is written",
+    )
     parser.add_argument("--calibration", type=int, default=128, help="how many windows to calibrate on (default 128)")
     parser.add_argument("--clips", type=int, default=300, help="how many windows to compare on (default 300)")
     parser.add_argument("--method", choices=("best", *int8.METHODS), default="best", help="where values are clipped")
@@ -63,7 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=12.0,
         help="a layer whose own quantization leaves less than this many dB of signal to noise stays f32 (default 12)",
     )
-    parser.add_argument("--keep", nargs="*", default=[], help="names of nodes that stay f32 whatever they lose")
+    parser.add_argument(
+        "--keep",
+        nargs="*",
+        default=[],
+        metavar="NODE",
+        help="names of nodes that stay f32 whatever they lose; * stands for any part of a name",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -73,7 +87,10 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput("say which model: factory quantize MODEL CLIPS")
     if args.check:
         return check(folder)
-    quantize(folder, args)
+    if args.measure:
+        measure(folder, args)
+    else:
+        quantize(folder, args)
     return 0
 
 
@@ -81,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def from_clips(clips: Path, streams: list[Stream], calibration: int, compare: int) -> tuple[list[Window], list[Window]]:
-    """Windows of the user's recordings, for the calibration and for the comparison."""
+    """Windows of the user's recordings, for the calibration (none where that is 0) and for the comparison."""
     paths = intake.find_clips(clips)
     largest = sum(4 * s.frames * s.channels * s.size[0] * s.size[1] for s in streams)
     most = max(2, MEMORY // largest)
@@ -104,6 +121,8 @@ def from_clips(clips: Path, streams: list[Stream], calibration: int, compare: in
                 break
     if not held:
         raise failed[0] if len(failed) == 1 else BadInput(f"{clips}: none of its {len(paths)} clips can be decoded")
+    if not calibration:
+        return [], held[:compare]
     if len(held) == 1:
         print("one window only: it calibrates and measures; give more or longer clips")
         return held, held
@@ -113,7 +132,7 @@ def from_clips(clips: Path, streams: list[Stream], calibration: int, compare: in
 def from_shards(
     data: Path, streams: list[Stream], calibration: int, compare: int
 ) -> tuple[list[Window], list[Window], np.ndarray]:
-    """Windows of rendered shards, and the labels of those that are compared on."""
+    """Windows of rendered shards (none for a calibration of 0), and the labels of those that are compared on."""
     for s in streams:
         shape = (s.layout, s.size, s.frames)
         if s.kind not in ("rgb", "flow") or shape != ("NCTHW", (SIZE, SIZE), EVALUATION_FRAMES):
@@ -134,7 +153,7 @@ def from_shards(
         return [partial(picture_stack, int(i)) for i in chosen], clips.labels[chosen]
 
     measured, labels = windows("held", compare)
-    return windows("train", calibration)[0], measured, labels
+    return windows("train", calibration)[0] if calibration else [], measured, labels
 
 
 # ---------------------------------------------------------------------------------------------- one stream
@@ -180,11 +199,11 @@ def quantize_stream(run: Run, args: argparse.Namespace) -> tuple[onnx.ModelProto
         raise BadInput(f"{source}: no input `{stream.input}`; it has {', '.join(sorted(names))}")
     fixed = int8.pinned(model, {name: x.shape for name, x in run.inputs(run.windows[0]()).items()})
     every = {layer.name: layer for layer in int8.layers_of(model.graph)}
-    unknown = set(args.keep) - {node.name for node in model.graph.node}
-    if unknown:
-        raise BadInput(f"{source}: --keep names no node of it: {', '.join(sorted(unknown))}")
+    for pattern in args.keep:
+        if not any(fnmatchcase(node.name, pattern) for node in model.graph.node):
+            raise BadInput(f"{source}: --keep names no node of it: {pattern}")
     why = dict.fromkeys(int8.last_layers(model.graph), "classifier")
-    why |= {name: "--keep" for name in args.keep if name in every}
+    why |= {name: "--keep" for name in every if any(fnmatchcase(name, pattern) for pattern in args.keep)}
     what = int8.plan(fixed.graph, set(why))
     if not what.layers:
         raise BadInput(f"{source}: no f32 convolution or matrix product in it to quantize")
@@ -282,6 +301,38 @@ def logits_of(run: Run, model: onnx.ModelProto, provider: str) -> tuple[np.ndarr
 # ---------------------------------------------------------------------------------------------- the whole model
 
 
+def windows_of(
+    args: argparse.Namespace, streams: list[Stream], calibration: int
+) -> tuple[list[Window], list[Window], np.ndarray | None]:
+    """What the command line names: windows for the calibration and for the comparison, and labels where known."""
+    if (args.data is None) == (args.recordings is None):
+        purpose = "calibrate" if calibration else "measure"
+        raise BadInput(
+            f"say what to {purpose} on: CLIPS, a folder of recordings, or --data, rendered shards; one of them"
+        )
+    if args.data is None:
+        return *from_clips(args.recordings, streams, calibration, args.clips), None
+    return from_shards(args.data, streams, calibration, args.clips)
+
+
+def measure(folder: Path, args: argparse.Namespace) -> None:
+    """Says how far the int8 files that a model has are from its f32 files."""
+    manifest, streams = intake.read_manifest(folder)
+    for s in streams:
+        if not {"f32", "int8"} <= set(s.files):
+            raise BadInput(f"{folder}: stream {s.name} has only {', '.join(s.files)}; f32 and int8 are compared")
+    _, windows, labels = windows_of(args, streams, 0)
+    print(f"{len(windows)} windows measure")
+    fused: dict[tuple[str, str], np.ndarray] = {}
+    for i, stream in enumerate(streams):
+        source = folder / stream.files["f32"]
+        run = Run(source, stream, load(source), [partial(w, i) for w in windows])
+        entry = measured(run, load(folder / stream.files["int8"]), fused, labels)
+        print(f"{stream.name}: {stream.files['int8']}")
+        providers(entry, False)
+    print(f"fused by the manifest's rule: {sentence(fusion(manifest, streams, fused, labels))}")
+
+
 def quantize(folder: Path, args: argparse.Namespace) -> None:
     """Quantizes every stream of a model."""
     manifest, streams = intake.read_manifest(folder)
@@ -292,15 +343,7 @@ def quantize(folder: Path, args: argparse.Namespace) -> None:
             )
         if not (folder / s.files["f32"]).is_file():
             raise BadInput(f"{folder / s.files['f32']}: no such file, though model.toml lists it")
-    if (args.data is None) == (args.recordings is None):
-        raise BadInput(
-            "say what to calibrate on: CLIPS, a folder of recordings, or --data, rendered shards; one of them"
-        )
-    labels = None
-    if args.data is None:
-        learn, measure = from_clips(args.recordings, streams, args.calibration, args.clips)
-    else:
-        learn, measure, labels = from_shards(args.data, streams, args.calibration, args.clips)
+    learn, measure, labels = windows_of(args, streams, args.calibration)
     print(f"{len(learn)} windows calibrate, {len(measure)} measure")
     report: dict = {
         "model": manifest.get("name"),
@@ -404,20 +447,25 @@ def show(stream: Stream, entry: dict, random: bool) -> None:
         else:
             mark = "  <- hurts most" if e["layer"] in worst else ""
             print(f"  {e['layer']:<{width}}  {e['own_db']:6.1f}  {e['total_db']:8.1f}{mark}")
+    providers(entry, random)
+
+
+def providers(entry: dict, random: bool) -> None:
+    """Prints what came of a stream on each provider."""
     for provider, both in entry["providers"].items():
         for precision, found in both.items():
             text = f"signal to noise {found['sqnr_db']:.1f} dB" if random else sentence(found)
             print(f"  {provider} {precision}: {text}, {found['ms']:.1f} ms a window")
 
 
-def list_file(folder: Path, stream: str, precision: str, path: str) -> None:
-    """Lists a file of a stream in model.toml with its checksum, in place of one of the same precision."""
+def list_file(folder: Path, stream: str, precision: str, path: str, alone: bool = False) -> None:
+    """Lists a file of a stream in model.toml with its checksum, in place of one of the same precision, or of all."""
     manifest = folder / "model.toml"
     text = manifest.read_text()
     expected = tomllib.loads(text)
     digest = sha256(folder / path)
     table = next(s for s in expected["stream"] if s["name"] == stream)
-    table["file"] = [f for f in table["file"] if f["precision"] != precision]
+    table["file"] = [f for f in table["file"] if f["precision"] != precision and not alone]
     table["file"].append({"precision": precision, "path": path, "sha256": digest})
     lines = text.splitlines()
     # Tables of the text: where each begins, and its name.
@@ -432,7 +480,7 @@ def list_file(folder: Path, stream: str, precision: str, path: str) -> None:
             number = 0 if number is None else number + 1
             name = expected["stream"][number]["name"]
         elif header == "[[stream.file]]" and name == stream:
-            if tomllib.loads(body)["precision"] == precision:
+            if alone or tomllib.loads(body)["precision"] == precision:
                 drop.append((begin, end))
             place = end
     if place is not None:

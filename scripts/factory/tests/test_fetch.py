@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from actiond_factory import fetch, importer
 from actiond_factory.__main__ import main
 from actiond_factory.errors import BadInput, Failed
 from actiond_factory.fetch import BLOBS, RECIPES, TRIES, Blob, Recipe, blob_id, download
+from actiond_factory.model import session
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
@@ -543,6 +546,33 @@ def test_quantizes_what_was_installed(
     assert run("kinetics", "--from", repository, "--out", out, "--quantize", clips, root=repository) == 3
     assert called == [[out, clips]]
     assert (out / "model.toml").exists()
+
+
+def test_fetches_and_quantizes_to_the_end(
+    server: Server, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    from test_quantize import make_clip
+
+    # All of it at full size but the window, which is a quarter as long: the whole takes seconds instead of minutes.
+    full = importer.ARCHITECTURES["two-stream-i3d"]
+    shorter = replace(full, streams=lambda size, width: [replace(s, frames=16) for s in full.streams(size, width)])
+    monkeypatch.setitem(importer.ARCHITECTURES, "two-stream-i3d", shorter)
+    server.files = {p.relative_to(repository).as_posix(): p.read_bytes() for p in repository.rglob("*") if p.is_file()}
+    clips, out = tmp_path / "clips", tmp_path / "model"
+    make_clip(clips / "short.mp4", 0.7, size=(320, 240))
+    options = ("--base", server.url, "--downloads", tmp_path / "down", "--out", out, "--quantize", clips)
+    assert run("kinetics", *options, root=repository) == 0
+    said = capsys.readouterr().out
+    assert f"quantizing on {clips}" in said
+    assert "fused by the manifest's rule: first label agrees with f32" in said
+    (stream,) = tomllib.loads((out / "model.toml").read_text())["stream"]
+    assert [f["precision"] for f in stream["file"]] == ["f32", "int8"]
+    assert main(["quantize", "--check", str(out)]) == 0
+    # It is the network that was fetched: what it sees in noise, it sees in s8 too.
+    x = {"input": np.random.default_rng(7).uniform(-1, 1, (1, 3, 16, 224, 224)).astype(np.float32)}
+    f32, s8 = (session(out / f["path"]).run(None, x)[0].astype(np.float64) for f in stream["file"])
+    assert 10 * np.log10((f32**2).sum() / ((f32 - s8) ** 2).sum()) > 15
+    assert (out / "rgb.int8.onnx").stat().st_size < 0.27 * (out / "rgb.onnx").stat().st_size
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="DeepMind's published outputs are not in ../shared/golden")

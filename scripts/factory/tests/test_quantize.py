@@ -172,6 +172,58 @@ def test_every_architecture_is_quantized(clips: Path, tmp_path: Path) -> None:
         assert factory("quantize", "--check", out) == 0
 
 
+def test_files_that_are_there_are_measured_and_left_alone(model: Path, copy: Path, clips: Path, capsys) -> None:
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    assert factory("quantize", "--measure", copy, clips, "--clips", 3) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("3 windows measure\n")
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+    # By the manifest's rule, on the very windows, computed here anew.
+    manifest, streams = intake.read_manifest(model)
+    assert manifest["fusion"] == {"rule": "probabilities"}
+    windows = [w for path in intake.find_clips(clips) for w in intake.windows(path, streams, 2)]
+    fused = {}
+    for precision in ("f32", "int8"):
+        rows = []
+        for window in windows:
+            logits = [
+                session(model / s.files[precision]).run(None, {"input": x})[0].reshape(-1)
+                for s, x in zip(streams, window, strict=True)
+            ]
+            rows.append(sum(np.exp(v) / np.exp(v).sum() for v in logits))
+        fused[precision] = np.array(rows)
+    same = (fused["f32"].argmax(1) == fused["int8"].argmax(1)).mean()
+    assert len(windows) == 3
+    assert f"fused by the manifest's rule: first label agrees with f32 in {same * 100:.1f} %" in said
+    # Where int8 says something else, it is seen: the classifier's rows of one class and another change places.
+    graph = onnx.load(copy / "rgb.int8.onnx")
+    for name in ("Logits/Conv3d_0c_1x1/weight", "Logits/Conv3d_0c_1x1/bias"):
+        w = weight(graph, name)
+        w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w)[::-1] * 50, name))
+    onnx.save(graph, copy / "rgb.int8.onnx")
+    assert factory("quantize", "--measure", copy, clips, "--clips", 3) == 0
+    assert "manifest's rule: first label agrees with f32 in 0.0 %" in capsys.readouterr().out
+    (copy / "model.toml").write_text(
+        (copy / "model.toml").read_text().replace('precision = "int8"', 'precision = "f16"')
+    )
+    assert factory("quantize", "--measure", copy, clips) == 2
+    assert "stream rgb has only f32, f16; f32 and int8 are compared" in capsys.readouterr().err
+
+
+def test_names_to_keep_may_be_patterns(copy: Path, clips: Path, capsys) -> None:
+    arguments = ("--calibration", 2, "--clips", 2, "--method", "minmax", "--equalize", "no")
+    assert factory("quantize", copy, clips, *arguments, "--keep", "Conv3d_2b_1x1", "Mixed_3b/*1x1") == 0
+    layers = json.loads((copy / "int8.json").read_text())["streams"]["rgb"]["layers"]
+    kept = {e["layer"] for e in layers if e.get("because") == "--keep"}
+    branches = {f"Mixed_3b/Branch_{n}" for n in range(4)}
+    assert {name.rpartition("/")[0] for name in kept} == {"", *branches}
+    assert len(kept) == 5
+    assert factory("quantize", "--check", copy) == 0
+    capsys.readouterr()
+    assert factory("quantize", copy, clips, *arguments, "--keep", "Mixed_9*") == 2
+    assert "--keep names no node of it: Mixed_9*" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
