@@ -21,7 +21,7 @@ use crate::{
     input,
     load::{self, Load, Move, Relief, Standing},
     metrics::{Timing, timing},
-    model::Model,
+    model::{Decision, Model},
     ring::{Bell, Fate, Rhythm, Span, Step, WINDOW},
     scale,
     still::Rest,
@@ -36,6 +36,9 @@ pub trait Sink {
 
     /// What a camera's decider is given, before the events that come of it.
     fn given(&mut self, _camera: Lane, _engine: &Engine, _given: &Given) {}
+
+    /// Other settings hold from the next decision on.
+    fn retuned(&mut self, _events: &Decision) {}
 
     /// The recognizer goes round: at least ten times a second, or once a hop where that takes longer.
     fn beat(&mut self) {}
@@ -79,7 +82,7 @@ pub struct Recognizer<'a> {
     /// When the network was last loaded again.
     rebuilt: Option<Instant>,
     /// Deciders with new settings, one a camera.
-    retunes: Option<Receiver<Vec<Decider>>>,
+    retunes: Option<Receiver<Decision>>,
 }
 
 /// [`inference::load_with`], or in a test what fails as a device does.
@@ -233,8 +236,8 @@ impl<'a> Recognizer<'a> {
         self.rhythm
     }
 
-    /// Takes new decision settings from there while it runs: a decider for each camera, in the order of [`Self::add`].
-    pub fn retuned_by(&mut self, retunes: Receiver<Vec<Decider>>) {
+    /// Takes new decision settings from there while it runs.
+    pub fn retuned_by(&mut self, retunes: Receiver<Decision>) {
         self.retunes = Some(retunes);
     }
 
@@ -301,8 +304,10 @@ impl<'a> Recognizer<'a> {
             while self.lanes.iter().any(|l| !l.ended) && !shutdown.is_set() {
                 self.supervisor.alive();
                 sink.beat();
-                if let Some(deciders) = self.retunes.as_ref().and_then(|r| r.try_iter().last()) {
-                    self.lanes.iter_mut().zip(deciders).for_each(|(l, d)| l.teller.retune(d));
+                if let Some(events) = self.retunes.as_ref().and_then(|r| r.try_iter().last()) {
+                    let decider = Decider::new(model, &events, self.identity.hop)?;
+                    sink.retuned(&events);
+                    self.lanes.iter_mut().for_each(|l| l.teller.retune(decider.clone()));
                 }
                 for lane in 0..self.lanes.len() {
                     self.pause(lane, sink)?;

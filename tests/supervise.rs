@@ -29,6 +29,8 @@ impl Daemon {
         daemon.process = Command::new(env!("CARGO_BIN_EXE_actiond"))
             .arg("run")
             .arg(daemon.folder.path().join("actiond.toml"))
+            .arg("--record")
+            .arg(daemon.folder.path().join("scores"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "3000000")
@@ -142,5 +144,21 @@ fn a_hangup_reads_the_config_again_and_says_what_waits_for_a_restart() {
     // Ten seconds of the demo hold two actions.
     daemon.listen(Duration::from_secs(10));
     assert_eq!(starts(), before, "{}", daemon.log());
+    daemon.write("skip_still = true\n[events]\nstart = 0.3\nend = 0.2\n");
+    daemon.signal("-HUP");
+    daemon.listen(Duration::from_secs(6));
+    assert!(starts() > before, "{}", daemon.log());
     daemon.stop();
+    // The settings that held are recorded with the scores.
+    let again = daemon.folder.path().join("again");
+    let replayed = Command::new(env!("CARGO_BIN_EXE_actiond"))
+        .arg("replay")
+        .arg(daemon.folder.path().join("scores"))
+        .arg("--journal")
+        .arg(&again)
+        .output()
+        .unwrap();
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    assert_eq!(read(&again.join("events.jsonl")), read(&journal));
 }

@@ -14,14 +14,14 @@ use crate::{
     config::Plan,
     decide::Decider,
     error::{Error, Result},
-    model::Model,
+    model::{Decision, Model},
 };
 
 /// The table that is taken up; all others need a restart.
 const TAKEN_UP: &str = "events";
 
-/// Deciders with the config's new `[events]`, one for each of so many cameras, at every SIGHUP from now on.
-pub fn on_hangup(path: &Path, model: &Model, hop: usize, cameras: usize) -> Result<Receiver<Vec<Decider>>> {
+/// The config's new `[events]`, checked, at every SIGHUP from now on.
+pub fn on_hangup(path: &Path, model: &Model, hop: usize) -> Result<Receiver<Decision>> {
     let cannot = |e| Error::internal("cannot watch for SIGHUP").caused_by(e);
     let mut signals = Signals::new([SIGHUP]).map_err(cannot)?;
     let (tell, told) = mpsc::channel();
@@ -29,13 +29,10 @@ pub fn on_hangup(path: &Path, model: &Model, hop: usize, cameras: usize) -> Resu
     let model = model.clone();
     let work = move || {
         for _ in signals.forever() {
-            let deciders = |plan: &Plan| {
-                let deciders = (0..cameras).map(|_| Decider::new(&model, &plan.events, hop));
-                deciders.collect::<Result<Vec<_>>>()
-            };
-            match config.again(deciders) {
+            let events = |plan: &Plan| Decider::new(&model, &plan.events, hop).map(|_| plan.events.clone());
+            match config.again(events) {
                 // The recognizer is gone only when all is over.
-                Ok(deciders) => drop(tell.send(deciders)),
+                Ok(events) => drop(tell.send(events)),
                 Err(e) => log::error!("{e}; going on with the settings as they were"),
             }
         }

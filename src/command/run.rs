@@ -19,7 +19,7 @@ use crate::{
     inference::{self, Lane},
     journal::Journal,
     metrics::{Metrics, Watched},
-    model::Model,
+    model::{Decision, Model},
     publish::{self, Board, Facts, Publisher, Switches},
     recognize::{Identity, Recognizer, Sink},
     record::{Header, Recorder},
@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     let backends = plan.backends.clone();
     let mut recognizer = Recognizer::new(&model, &backends, identity)?;
     if let Some(path) = &args.config {
-        recognizer.retuned_by(reload::on_hangup(path, &model, hop, plan.cameras.len())?);
+        recognizer.retuned_by(reload::on_hangup(path, &model, hop)?);
     }
     let header = Header::new(&plan.device, &model, mode, hop, recognizer.lag(), &plan.events)?;
     if let Some(folder) = args.record.as_ref().filter(|_| args.record_frames) {
@@ -414,6 +414,12 @@ impl Sink for Output {
         self.metrics.engine(engine);
         if let Some(recorder) = &mut self.recorder {
             recorder.given(camera, engine, given);
+        }
+    }
+
+    fn retuned(&mut self, events: &Decision) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.retuned(events);
         }
     }
 

@@ -127,7 +127,7 @@ impl Tape {
                     ids.insert(number, entry.id);
                     continue;
                 }
-                Piece::Engine(_) => continue,
+                Piece::Engine(_) | Piece::Retuned(_) => continue,
                 Piece::Hop { camera, first_frame, last_frame, scores, .. } => {
                     (camera, Step::Hop(first_frame, last_frame, scores))
                 }

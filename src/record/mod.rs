@@ -13,6 +13,7 @@
 //!               stream; 255 streams: the very scores of the camera's hop before, none follow
 //!   5 gap       u16 camera, u64 frames lost
 //!   6 end       u16 camera, seen, u64 last frame
+//!   7 retuned   JSON: [events] that hold from here on, for all cameras
 //! seen:         i64 nanoseconds since 1970 of the newest frame, u32 milliseconds from there to the decision, u8 flags
 //!               (1 warming, 2 degraded, 4 still, 8 the wall clock was set), and with the last i64 nanoseconds by which it was
 //!               set since the start
@@ -61,6 +62,7 @@ const ENGINE: u8 = 3;
 const HOP: u8 = 4;
 const GAP: u8 = 5;
 const END: u8 = 6;
+const RETUNED: u8 = 7;
 
 const SAME: u8 = 255;
 
@@ -182,16 +184,34 @@ impl Recorder {
 
     /// Keeps what a decider is given.
     pub fn given(&mut self, camera: Lane, engine: &Engine, given: &Given) {
-        if self.file.is_none() || camera.0 >= self.cameras.len() {
-            return;
+        if self.file.is_some() && camera.0 < self.cameras.len() {
+            let kept = self.try_given(camera.0, engine, given);
+            self.stop_if_failed(kept);
         }
-        if let Err(e) = self.try_given(camera.0, engine, given) {
+    }
+
+    /// Keeps the settings that deciders have from now on.
+    pub fn retuned(&mut self, events: &Decision) {
+        if self.file.is_some() {
+            let kept = self.try_retuned(events);
+            self.stop_if_failed(kept);
+        }
+    }
+
+    fn stop_if_failed(&mut self, kept: io::Result<()>) {
+        if let Err(e) = kept {
             log::error!("{}: recording stops here, recognition goes on: {e}", self.path.display());
             // What is whole stays.
             if let Some(file) = self.file.take() {
                 let _ = file.set_len(self.length);
             }
         }
+    }
+
+    fn try_retuned(&mut self, events: &Decision) -> io::Result<()> {
+        self.begin(RETUNED);
+        serde_json::to_writer(&mut self.piece, events)?;
+        self.finish()
     }
 
     fn try_given(&mut self, camera: usize, engine: &Engine, given: &Given) -> io::Result<()> {
@@ -301,6 +321,7 @@ pub enum Piece {
     Hop { camera: u16, first_frame: u64, last_frame: u64, scores: Arc<Scores>, seen: Seen },
     Gap { camera: u16, lost: u64 },
     End { camera: u16, last_frame: u64, seen: Seen },
+    Retuned(Decision),
 }
 
 /// The recording that `path` names: a file, or the only one in a folder.
@@ -501,6 +522,7 @@ impl<R: Read> Reader<R> {
                 let seen = rest.seen()?;
                 Piece::End { camera, last_frame: rest.frame()?, seen }
             }
+            RETUNED => Piece::Retuned(serde_json::from_slice(rest.0).ok()?),
             _ => return Some(None),
         }))
     }
@@ -571,7 +593,8 @@ pub struct Replayed {
     pub gaps: u64,
 }
 
-/// Decides a recording anew, with other `[events]` if some are given, and tells the events in the order of the run.
+/// Decides a recording anew, with other `[events]` if some are given, else with those that held at each time, and tells
+/// the events in the order of the run.
 ///
 /// Errors: `Config` when the recording is damaged or `[events]` does not fit its model; what `tell` gives.
 pub fn replay<R: Read>(
@@ -582,19 +605,27 @@ pub fn replay<R: Read>(
     let header = reader.header().clone();
     let model = header.model()?;
     let about = About::new(&header.device, &model, header.mode, header.hop);
-    let decider = Decider::new(&model, events.unwrap_or(&header.events), header.hop)?.looking_back(header.lag);
+    let decider = |events: &Decision| Decider::new(&model, events, header.hop).map(|d| d.looking_back(header.lag));
+    let mut now = decider(events.unwrap_or(&header.events))?;
     let mut tellers: BTreeMap<u16, Teller> = BTreeMap::new();
     let mut engine = Engine { backend: String::new(), precision: String::new() };
     let mut replayed = Replayed::default();
     while let Some(piece) = reader.next_piece()? {
         let (camera, given) = match &piece {
             Piece::Camera(number, entry) => {
-                let teller = Teller::new(&entry.id, entry.epoch, decider.clone(), header.labels.len());
+                let teller = Teller::new(&entry.id, entry.epoch, now.clone(), header.labels.len());
                 tellers.insert(*number, teller);
                 continue;
             }
-            Piece::Engine(now) => {
-                engine = now.clone();
+            Piece::Engine(taken) => {
+                engine = taken.clone();
+                continue;
+            }
+            Piece::Retuned(retuned) => {
+                if events.is_none() {
+                    now = decider(retuned)?;
+                    tellers.values_mut().for_each(|teller| teller.retune(now.clone()));
+                }
                 continue;
             }
             Piece::Hop { camera, first_frame, last_frame, scores, seen } => {
