@@ -286,7 +286,9 @@ impl Subscriber {
             .spawn()
             .unwrap();
         // What it says of itself comes between; only messages begin with our sign.
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        // It cuts long topics in the middle of a character.
+        let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n').map_while(Result::ok);
+        let mut lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
         assert!(lines.any(|l| l.starts_with("Subscribed")), "mosquitto_sub does not subscribe");
         thread::spawn(move || {
             let mut out = out;
