@@ -154,8 +154,7 @@ impl Plan {
     /// Errors: all that were found, each with line and column.
     pub fn load(path: &Path) -> Result<Plan, Vec<Error>> {
         let name = path.display().to_string();
-        let text =
-            fs::read_to_string(path).map_err(|e| vec![Error::config(format!("cannot read {name}")).caused_by(e)])?;
+        let text = read(path, &name).map_err(|e| vec![e])?;
         if secret::stands_in(&text) && readable_by_all(path) {
             log::warn!(
                 "{name} holds a password and every user of this machine can read it: chmod o-r {name}, or name it by \
@@ -327,8 +326,17 @@ fn check(file: File, text: &str, name: &str, folder: &Path, errors: &mut Vec<Pla
 /// Errors: the first that was found, with line and column.
 pub fn events(path: &Path) -> Result<Decision> {
     let name = path.display().to_string();
-    let text = fs::read_to_string(path).map_err(|e| Error::config(format!("cannot read {name}")).caused_by(e))?;
-    Ok(parse_toml::<File>(&text, &name)?.events)
+    Ok(parse_toml::<File>(&read(path, &name)?, &name)?.events)
+}
+
+/// A text file; one byte that is damaged has a place like any other mistake.
+fn read(path: &Path, name: &str) -> Result<String> {
+    let bytes = fs::read(path).map_err(|e| Error::config(format!("cannot read {name}")).caused_by(e))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let (line, column) = position(&String::from_utf8_lossy(&e.as_bytes()[..at]), at);
+        Error::config(format!("{name}:{line}:{column}: byte {:#04x} is not UTF-8 text", e.as_bytes()[at]))
+    })
 }
 
 fn readable_by_all(path: &Path) -> bool {

@@ -95,7 +95,7 @@ impl Event {
         match self.end {
             Some(end) => end.duration_since(self.start),
             None => {
-                let frames = (self.last_frame + 1).saturating_sub(self.first_frame);
+                let frames = self.last_frame.saturating_add(1).saturating_sub(self.first_frame);
                 SignedDuration::from_millis((frames.saturating_mul(1000) / FPS).min(i64::MAX as u64) as i64)
             }
         }
@@ -280,5 +280,10 @@ mod tests {
         event.end = Some(event.start + SignedDuration::from_secs(3));
         assert_eq!(event.duration(), SignedDuration::from_secs(3));
         assert_eq!(event.seen_until(), event.start + SignedDuration::from_secs(3));
+        // Whatever a journal says.
+        (event.end, event.last_frame, event.first_frame) = (None, u64::MAX, 0);
+        event.seen_until();
+        event.first_frame = u64::MAX;
+        assert_eq!(event.duration(), SignedDuration::ZERO);
     }
 }

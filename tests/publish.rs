@@ -267,7 +267,9 @@ impl Subscriber {
             .spawn()
             .unwrap();
         // What it says of itself comes between; only messages begin with our sign.
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        // It cuts long topics in the middle of a character.
+        let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n').map_while(Result::ok);
+        let mut lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
         assert!(lines.any(|l| l.starts_with("Subscribed")), "mosquitto_sub does not subscribe");
         thread::spawn(move || {
             let mut out = out;
@@ -840,6 +842,130 @@ fn home_assistant_finds_cameras_pauses_them_and_loses_those_that_left() {
     daemon.signal("KILL");
     becomes("actiond/dock/status", "offline");
     assert!(!subscriber.messages().iter().any(|m| m.retained && m.topic.contains("/event")));
+}
+
+// --- Whatever may be written to a broker ----------------------------------------------------------------------------
+
+/// Sends what it is given and waits until the broker has it.
+fn flood(broker: &Broker, messages: Vec<(String, bool, Vec<u8>)>) {
+    let mut options = rumqttc::MqttOptions::new("flood", ("127.0.0.1", broker.port));
+    options.set_max_packet_size(1 << 20, 8 << 20).set_inflight(20);
+    let (client, mut connection) = rumqttc::Client::builder(options).capacity(10).build();
+    let count = messages.len();
+    let sender = thread::spawn(move || {
+        for (topic, retained, payload) in messages {
+            let options = rumqttc::PublishOptions::at_least_once().retain(retained);
+            client.publish(topic, payload, options).unwrap();
+        }
+        client
+    });
+    let (mut acknowledged, began) = (0, Instant::now());
+    while acknowledged < count {
+        let happening = connection.recv_timeout(Duration::from_secs(60)).expect("the broker answers").unwrap();
+        acknowledged += usize::from(matches!(happening, rumqttc::Event::Incoming(rumqttc::Packet::PubAck(_))));
+        assert!(began.elapsed() < Duration::from_secs(300), "{acknowledged} of {count}");
+    }
+    sender.join().unwrap();
+}
+
+/// In its long form, `scripts/soak garbage`, with ten times as many messages, and until commands are listened to again.
+#[test]
+fn whatever_is_written_to_the_topics_that_it_listens_to_events_and_commands_go_on() {
+    let Some(broker) = Broker::new() else { return };
+    let long = std::env::var("ACTIOND_GARBAGE").is_ok();
+    let place = Place::new();
+    blinking(&place.path("clip.y4m"), 240);
+    let caps = "video/x-raw,width=32,height=32,framerate=25/1";
+    let door =
+        format!("[[camera]]\nid = \"door\"\nsource = \"gst:videotestsrc is-live=true ! {caps} ! videoconvert\"\n");
+    place.config(&(cameras(1, "clip.y4m", "realtime = true") + &door + &mqtt(broker.port, "home_assistant = true")));
+    // Of the flood it takes nothing.
+    let flooded = ["-T", "actiond/dock/+/watching/set", "-T", "homeassistant/status", "-T", "actiond/dock/junk/#"];
+    let subscriber = Subscriber::start(&broker, place.path("stays"), &flooded);
+    let mut daemon = place.run(&[]);
+    const SET: &str = "actiond/dock/door/watching/set";
+    let latest = |topic: &str| subscriber.messages().iter().rfind(|m| m.topic == topic).map(|m| m.payload.clone());
+    let seen = || events(&subscriber.messages()).iter().map(|(_, e)| e.seq).max().unwrap_or(0);
+    let more_events = |what: &str| {
+        let before = seen();
+        assert!(wait_for(30, || seen() > before + 1), "{what}: no event behind {before}\n{}", last_of(&place.log()));
+    };
+    let commanded = |value: &str| {
+        // What comes in the middle of a flood may be passed over, so it is said again, as a person would.
+        let done = (0..20).any(|_| {
+            broker.publish(SET, value);
+            wait_for(3, || latest("actiond/dock/door/watching").as_deref() == Some(value))
+        });
+        assert!(done, "the switch is not {value}\n{}", last_of(&place.log()));
+    };
+    more_events("before");
+    commanded("OFF");
+    commanded("ON");
+
+    let mut random = onnx::Random(41);
+    let count = if long { 20_000 } else { 2000 };
+    let mut message = |number: usize| {
+        let level = match random.below(4) {
+            0 => "door".to_owned(),
+            1 => "c0".to_owned(),
+            2 => (0..1 + random.below(60)).map(|_| char::from(b'a' + random.below(26) as u8)).collect(),
+            _ => ["\u{202e}", "%s%n", "..", "$SYS", " ", "\u{1f3a5}"][random.below(6)].repeat(1 + random.below(5000)),
+        };
+        let topic = match random.below(10) {
+            0 => "homeassistant/status".to_owned(),
+            1 => format!("actiond/dock/junk/{level}"),
+            _ => format!("actiond/dock/{level}/watching/set"),
+        };
+        let payload: Vec<u8> = match random.below(6) {
+            _ if number % 200 == 0 => (0..1 << 20).map(|i| (i * 7) as u8).collect(),
+            0 => Vec::new(),
+            1 => ["on", "OFF ", "\"ON\"", "OFFON", "{\"state\":\"OFF\"}", "true"][random.below(6)].into(),
+            2 => vec![0xff; 1 + random.below(3)],
+            3 => (0..random.below(50_000)).map(|_| random.bits() as u8).collect(),
+            _ => (0..4 + random.below(100)).map(|_| random.bits() as u8).collect(),
+        };
+        (topic, random.below(4) == 0, payload)
+    };
+    // What holds the largest message stays.
+    flood(&broker, (0..4).map(|_| message(0)).collect());
+    more_events("at first");
+    let memory = daemon.memory();
+    flood(&broker, (1..=count).map(message).collect());
+    more_events("behind the flood");
+    assert!(daemon.0.try_wait().unwrap().is_none(), "{}", last_of(&place.log()));
+    commanded("OFF");
+    commanded("ON");
+    let announced =
+        |messages: &[Message]| messages.iter().filter(|m| m.topic.starts_with("homeassistant/device")).count();
+    let before = announced(&subscriber.messages());
+    let again = (0..10).any(|_| {
+        broker.publish("homeassistant/status", "online");
+        wait_for(5, || announced(&subscriber.messages()) > before)
+    });
+    assert!(again, "{}", last_of(&place.log()));
+    let grown = daemon.memory().saturating_sub(memory);
+    assert!(grown < 20_000, "{grown} KB more than before");
+    eprintln!("{count} messages: {grown} KB more in memory, {} KB of log", place.log().len() / 1000);
+
+    // One that is too large to be read, kept by the broker: it would end each connection that listens.
+    flood(&broker, vec![(SET.into(), true, vec![b'x'; 3 << 20])]);
+    let told = "commands are not listened to";
+    assert!(wait_for(30, || place.log().contains(told)), "{}", last_of(&place.log()));
+    more_events("beside a message that can't be read");
+    flood(&broker, vec![(SET.into(), true, Vec::new())]);
+    if long {
+        commanded("OFF");
+        commanded("ON");
+    }
+    let log = place.log();
+    assert!(!log.contains("panicked") && log.lines().all(|line| line.len() < 1000), "{}", last_of(&log));
+    daemon.stop();
+    assert_gapless(&place.journal());
+}
+
+fn last_of(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
 // --- Webhook and command --------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ actiond_fuzz::fuzz_target!(|text: &str| {
     let fused = decide::fuse(&model.manifest.fusion, &model.stream_names(), &model.labels, &logits, &mut scores);
     let Ok(mut decider) = Decider::new(&model, &Default::default(), 8) else { return };
     if fused.is_ok() {
+        assert!(scores.fused.iter().all(|score| (0.0..=1.001).contains(score)), "{scores:?}");
         for last in (63..2000).step_by(8) {
             decider.step(&HopScores { first_frame: last - 63, last_frame: last, scores: &scores });
         }

@@ -23,7 +23,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let plan = load(&args.config)?;
-    let model = Model::load(&plan.model)?;
+    let model = Model::load(&plan.model).map_err(|e| e.context(format!("{}: [model]", args.config.display())))?;
     let hop = model.hop(plan.hop).map_err(|e| e.context(format!("{}: [model]", args.config.display())))?;
     Decider::new(&model, &plan.events, hop).map_err(|e| e.context(format!("{}: [events]", args.config.display())))?;
     plan.publish.check(&model.labels).map_err(|e| e.context(args.config.display()))?;

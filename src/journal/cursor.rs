@@ -15,7 +15,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Shared, files::sync_folder};
+use super::{
+    Shared,
+    files::{is_number, sync_folder},
+};
 
 const SAVED_EVERY: Duration = Duration::from_secs(2);
 
@@ -177,9 +180,12 @@ fn file_name(name: &str) -> String {
 
 fn read(path: &Path) -> io::Result<Acknowledged> {
     let read: Acknowledged = serde_json::from_slice(&fs::read(path)?)?;
+    if read.up_to > 0 && !is_number(read.up_to) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no event has the number {}", read.up_to)));
+    }
     // Whoever wrote it: added one by one they are in order and do not touch.
     let mut clean = Acknowledged { up_to: read.up_to, ahead: Vec::new() };
-    read.ahead.iter().filter(|(f, l)| f <= l).take(MOST_RANGES).for_each(|&(f, l)| clean.add(f, l));
+    read.ahead.iter().filter(|(f, l)| f <= l && is_number(*l)).take(MOST_RANGES).for_each(|&(f, l)| clean.add(f, l));
     Ok(clean)
 }
 

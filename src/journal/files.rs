@@ -18,6 +18,15 @@ use crate::{
 /// How every line begins that this program ever wrote.
 const BEGINNING: &[u8] = b"{\"v\":";
 
+/// No event is numbered higher; a thousand a second would take 140,000 years. A file that says more is damaged, and must
+/// not leave us without numbers to go on with.
+const MOST: u64 = 1 << 52;
+
+/// Whether this can be an event's number.
+pub(super) fn is_number(seq: u64) -> bool {
+    (1..=MOST).contains(&seq)
+}
+
 /// A file that was rotated.
 #[derive(Debug, Clone)]
 pub(super) struct Rotated {
@@ -37,7 +46,7 @@ pub(super) fn rotated(folder: &Path) -> io::Result<Vec<Rotated>> {
         let path = entry?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let digits = name.strip_prefix("events-").and_then(|n| n.strip_suffix(".jsonl"));
-        if let Some(first) = digits.and_then(|d| d.parse().ok()) {
+        if let Some(first) = digits.and_then(|d| d.parse().ok()).filter(|first| is_number(*first)) {
             files.push(Rotated { path, first });
         }
     }
@@ -117,11 +126,11 @@ pub(super) fn tail(file: &File, known: bool) -> Result<Tail, Damage> {
                         stub.v
                     )));
                 }
-                Ok(stub) => {
+                Ok(stub) if is_number(stub.seq) => {
                     last = Some(stub.seq);
                     break;
                 }
-                Err(_) => damaged += 1,
+                _ => damaged += 1,
             }
         }
         if last.is_none() && from > 0 {
@@ -137,12 +146,13 @@ pub(super) fn tail(file: &File, known: bool) -> Result<Tail, Damage> {
     }
 }
 
-/// The number of a file's first line that can be read.
-pub(super) fn first(file: &File) -> io::Result<Option<u64>> {
+/// The number of a file's first line that can be read and is not beyond `newest`.
+pub(super) fn first(file: &File, newest: u64) -> io::Result<Option<u64>> {
     let mut start = vec![0; 1 << 16];
     let read = file.read_at(&mut start, 0)?;
     let lines = start[..read].split_inclusive(|b| *b == b'\n');
-    Ok(lines.filter_map(|line| serde_json::from_slice::<Stub>(line).ok()).map(|stub| stub.seq).next())
+    let mut numbers = lines.filter_map(|line| serde_json::from_slice::<Stub>(line).ok()).map(|stub| stub.seq);
+    Ok(numbers.find(|&seq| is_number(seq) && seq <= newest))
 }
 
 /// Takes the journal for this process.

@@ -64,6 +64,10 @@ impl Follower {
             };
             match read {
                 Some(event) if event.seq <= self.at => {}
+                // Were it held, nothing that comes until then would be seen.
+                Some(event) if event.seq > self.shared.newest() => {
+                    log::warn!("an event says that it is number {}, which was never given: passed over", event.seq);
+                }
                 Some(event) if event.seq <= written => return Ok(Some(self.take(event))),
                 // What was to be between is not there.
                 beyond => {

@@ -221,7 +221,7 @@ impl Journal {
         // A damaged line had a number that someone may have seen, and a cursor may have come to one that was in memory
         // only: neither is given again.
         let newest = (last + tail.damaged).max(cursor::highest(folder));
-        let first = files::first(&file).map_err(|e| cannot("read", e))?.unwrap_or(newest + 1);
+        let first = files::first(&file, newest).map_err(|e| cannot("read", e))?.unwrap_or(newest + 1);
         let ends: Vec<u64> = whole.iter().skip(1).map(|f| f.first - 1).chain([first - 1]).collect();
         let whole = whole.into_iter().zip(ends).filter_map(|(f, last)| {
             let metadata = fs::metadata(&f.path).ok()?;
@@ -527,6 +527,9 @@ fn recent(lines: &[u8]) -> Vec<(Instant, u64)> {
     let mut recent = Vec::new();
     for line in lines.split_inclusive(|b| *b == b'\n').rev() {
         let Ok(event) = serde_json::from_slice::<Event>(line) else { break };
+        if !files::is_number(event.seq) {
+            break;
+        }
         let age = wall.duration_since(event.seen_until()).unsigned_abs();
         match now.checked_sub(age).filter(|_| age < LATE) {
             Some(then) => recent.push((then, event.seq)),
@@ -632,6 +635,66 @@ mod tests {
         // What is torn there is not ours, but the journal is: a line of it can be read.
         drop(fill(folder.path(), 1));
         assert_eq!(all(folder.path()), [1, 2, 4]);
+    }
+
+    /// One digit that flips may make a number of any size; it must neither be counted on from, nor hide what is behind it.
+    #[test]
+    fn a_damaged_number_hides_no_event_and_leaves_room_to_go_on() {
+        for (damaged, number) in [(3, 0), (3, u64::MAX), (3, 1 << 60), (2, 9), (2, 0), (2, u64::MAX)] {
+            let folder = tempfile::tempdir().unwrap();
+            drop(fill(folder.path(), 3));
+            let path = folder.path().join(EVENTS);
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, text.replace(&format!("\"seq\":{damaged},"), &format!("\"seq\":{number},"))).unwrap();
+            let journal = fill(folder.path(), 2);
+            assert_eq!(journal.next_seq(), 6, "{number}");
+            let mut follower = journal.shared().follow(0);
+            let items: Vec<Item> = std::iter::from_fn(|| follower.next_item().unwrap()).collect();
+            let seen: Vec<u64> =
+                items.iter().filter_map(|i| if let Item::Event(e) = i { Some(e.seq) } else { None }).collect();
+            assert_eq!(seen, (1..=5).filter(|seq| *seq != damaged).collect::<Vec<_>>(), "{number}");
+            assert!(items.contains(&Item::Gap { first: damaged, last: damaged }), "{items:?}");
+        }
+    }
+
+    #[test]
+    fn names_and_cursors_with_numbers_that_no_event_has_are_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(fill(folder.path(), 2));
+        for first in [0, u64::MAX] {
+            fs::write(folder.path().join(rotated_name(first)), "").unwrap();
+        }
+        for up_to in [u64::MAX, 1 << 60] {
+            let cursor = folder.path().join("cursor-x.json");
+            fs::write(cursor, format!("{{\"up_to\":{up_to},\"ahead\":[[{up_to},{up_to}]]}}")).unwrap();
+            let journal = Journal::open(&Config::in_folder(folder.path())).unwrap();
+            assert_eq!(journal.next_seq(), 3);
+            assert_eq!(journal.shared().cursor("x").acknowledged().up_to, 2);
+        }
+    }
+
+    /// What the fuzzer starts from: `cargo test --release --lib seeds_for -- --ignored` writes it anew. Between the file
+    /// that is written, one that was rotated and a cursor there is a byte that no journal has.
+    #[test]
+    #[ignore = "writes fuzz/seeds/journal"]
+    fn seeds_for_the_fuzzer_are_written() {
+        let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/journal");
+        fs::create_dir_all(&to).unwrap();
+        let lines = |numbers: std::ops::RangeInclusive<u64>| {
+            let line = |seq| serde_json::to_string(&sample(seq)).unwrap() + "\n";
+            numbers.map(line).collect::<String>()
+        };
+        let torn = lines(1..=2)[..700].to_owned();
+        let cursor = r#"{"up_to":3,"ahead":[[5,5]]}"#;
+        for (name, text) in [
+            ("one.jsonl", lines(1..=1)),
+            ("three.jsonl", lines(1..=3)),
+            ("torn.jsonl", torn),
+            ("rotated.jsonl", lines(3..=5) + "\x1e" + &lines(1..=2) + "\x1e" + cursor),
+            ("begun.jsonl", format!("\x1e{}", lines(1..=2))),
+        ] {
+            fs::write(to.join(name), text).unwrap();
+        }
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Reader {
 
     /// The file that the first wanted event is in.
     fn first(&self) -> io::Result<Option<Open>> {
-        let from = self.from.max(self.after + 1);
+        let from = self.from.max(self.after.saturating_add(1));
         let files = rotated(&self.folder)?;
         let at = files.iter().rposition(|f| f.first <= from).unwrap_or(0);
         self.open_first_of(files[at.min(files.len())..].iter().map(|f| f.path.clone()))

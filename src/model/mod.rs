@@ -20,6 +20,9 @@ use crate::{
 /// Elements of one state, at most: 1 GiB of floats, far above what any real network carries.
 const MOST_STATE: usize = 1 << 28;
 
+/// A stream's weight, at most.
+const MOST_WEIGHT: f32 = 1e6;
+
 /// A model whose manifest is consistent and whose files are all there and unchanged.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -490,8 +493,9 @@ impl Model {
             if !stream_names.contains(&name.as_str()) {
                 return wrong(format!("fusion: there is no stream `{name}`"));
             }
-            if !(weight.is_finite() && *weight >= 0.0) {
-                return wrong(format!("fusion: weight {weight} of `{name}` is not a number from 0 up"));
+            // Larger ones would add up to infinity, by which every score is no number.
+            if !(0.0..=MOST_WEIGHT).contains(weight) {
+                return wrong(format!("fusion: weight {weight} of `{name}` is not a number from 0 to {MOST_WEIGHT}"));
             }
         }
         let weight = |name: &&str| m.fusion.weights.get(*name).copied().unwrap_or(1.0);
@@ -717,7 +721,8 @@ by = "peak"
             ("bound = 10.0", "flow = { algorithm = \"dis\", upscale = 9 }", "flow.upscale 9 is not within 1..4"),
             ("precision = \"int8\"", "precision = \"f32\"", "stream `rgb`: a second file of precision f32"),
             ("{ rgb = 0.4, flow", "{ rbg = 0.4, flow", "fusion: there is no stream `rbg`"),
-            ("rgb = 0.4", "rgb = -1.0", "fusion: weight -1 of `rgb` is not a number from 0 up"),
+            ("rgb = 0.4", "rgb = -1.0", "fusion: weight -1 of `rgb` is not a number from 0 to 1000000"),
+            ("rgb = 0.4", "rgb = 3e38", "is not a number from 0 to 1000000"),
             ("rgb = 0.4, flow = 0.6", "rgb = 0, flow = 0.0", "fusion: all weights are 0"),
             ("\"probabilities\"", "\"logits\"", "weights for single labels need the rule `probabilities`"),
             ("label.falling = {", "label.felling = {", "`felling` is not in labels.txt"),

@@ -119,15 +119,16 @@ impl Switches {
         switches
     }
 
-    /// `ON` or `OFF` for a camera; whatever else is told and passed over.
+    /// `ON` or `OFF` for a camera; whatever else is told and passed over. Neither the name nor the payload of a stranger's
+    /// message is logged: they may be long, and look like lines of ours.
     pub fn command(&self, camera: &str, payload: &[u8]) {
+        let Some(camera) = self.cameras.iter().find(|c| c.id == camera) else {
+            return log::warn!("a switch came by MQTT for a camera that is not there");
+        };
         let on = match payload {
             b"ON" => true,
             b"OFF" => false,
-            _ => return log::warn!("camera {camera}: its switch takes ON or OFF, not what came by MQTT"),
-        };
-        let Some(camera) = self.cameras.iter().find(|c| c.id == camera) else {
-            return log::warn!("a switch came by MQTT for a camera that is not there");
+            _ => return log::warn!("camera {}: its switch takes ON or OFF, not what came by MQTT", camera.id),
         };
         if camera.is_paused() == on {
             log::info!("camera {}: switched {}", camera.id, if on { "on" } else { "off" });

@@ -94,7 +94,11 @@ impl Config {
     }
 }
 
-pub use self::{command::Config as CommandConfig, mqtt::Config as MqttConfig, webhook::Config as WebhookConfig};
+pub use self::{
+    command::Config as CommandConfig,
+    mqtt::{Asked, Config as MqttConfig, asked},
+    webhook::Config as WebhookConfig,
+};
 
 /// A far end.
 // One crate, one runtime: nobody else needs to know that the futures can be sent.

@@ -31,13 +31,16 @@ use std::{
     collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event as Happening, EventLoop, LastWill, MqttOptions, Outgoing,
-    Packet, Publish, PublishOptions, QoS, TlsConfiguration, Transport,
+    Packet, Publish, PublishOptions, QoS, StateError, TlsConfiguration, Transport, mqttbytes,
 };
 use rustls::ClientConfig;
 use serde::Deserialize;
@@ -62,6 +65,16 @@ const KEEP_ALIVE: u16 = 10;
 
 /// Messages that wait for their PubAck; late ones get half of it.
 const WINDOW: usize = 16;
+
+/// A larger message can't be read: it ends the connection. No command is near this, but whoever may write to a broker may
+/// write anything.
+const LARGEST: usize = 2 << 20;
+
+/// A longer payload is no command, and does not wait in memory.
+const LONGEST_COMMAND: usize = 64;
+
+/// How long commands are not listened to after a message that could not be read: a retained one comes at each connection.
+const DEAF: Duration = Duration::from_secs(30);
 
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -171,6 +184,8 @@ pub struct Mqtt {
     device: String,
     /// `<topic>/<device>`
     base: String,
+    /// A message came that could not be read.
+    flooded: Arc<AtomicBool>,
     /// None where only a connection is tested.
     part: Option<Part>,
 }
@@ -202,6 +217,7 @@ impl Mqtt {
             tls,
             device: device.into(),
             base: format!("{}/{device}", config.topic),
+            flooded: Arc::default(),
             part: None,
         })
     }
@@ -219,7 +235,7 @@ impl Mqtt {
     async fn connect(&self, client_id: String, will: Option<LastWill>) -> Result<Link> {
         let mut options = MqttOptions::new(client_id, (self.address.host.clone(), self.address.port));
         options.set_keep_alive(KEEP_ALIVE).set_clean_session(true).set_inflight(2 * WINDOW as u16);
-        options.set_max_packet_size(64 << 10, 1 << 20);
+        options.set_max_packet_size(LARGEST, 1 << 20);
         if let Some(will) = will {
             options.set_last_will(will);
         }
@@ -242,7 +258,7 @@ impl Mqtt {
         events.set_network_options(network);
         let (said_yes, yes) = oneshot::channel();
         let (messages, received) = mpsc::channel(64);
-        let driver = Driver(tokio::spawn(drive(events, said_yes, messages)));
+        let driver = Driver(tokio::spawn(drive(events, said_yes, messages, self.flooded.clone())));
         let mut link = Link { client, driver, received, waiting: VecDeque::new() };
         match timeout(ANSWER + Duration::from_secs(1), yes).await {
             Ok(Ok(())) => Ok(link),
@@ -251,30 +267,61 @@ impl Mqtt {
         }
     }
 
+    /// Asks for commands.
+    async fn listen(&self, part: &Part, link: &mut Link) -> Result<()> {
+        let birth = part.home_assistant.is_on().then(|| HomeAssistant::STATUS.to_owned());
+        for topic in [self.topic("+/watching/set")].into_iter().chain(birth) {
+            if link.client.subscribe(topic, QoS::AtLeastOnce).await.is_err() {
+                return Err(link.why().await);
+            }
+        }
+        Ok(())
+    }
+
     fn topic(&self, below: &str) -> String {
         format!("{}/{below}", self.base)
     }
 
-    /// A command, or Home Assistant's birth.
-    fn received(&self, part: &Part, message: &Publish) -> Received {
-        let topic = String::from_utf8_lossy(&message.topic).into_owned();
-        if topic == HomeAssistant::STATUS {
-            // A retained one is from before we came: what it asks for was sent already.
-            return if &message.payload[..] == b"online" && !message.retain { Received::Birth } else { Received::Else };
+    /// Does what a message asks for, but for announcing, which is the session's.
+    fn received(&self, part: &Part, message: &Publish) -> bool {
+        match asked(&self.base, &message.topic, &message.payload, message.retain) {
+            Asked::Announce => return true,
+            Asked::Switch { camera, payload } => part.switches.command(camera, payload),
+            Asked::Retained => log::warn!("a retained switch command is passed over"),
+            Asked::Nothing => {}
         }
-        let camera = topic.strip_prefix(&self.base).and_then(|t| t.strip_prefix('/')?.strip_suffix("/watching/set"));
-        match camera {
-            Some(camera) if !message.retain => part.switches.command(camera, &message.payload),
-            Some(camera) => log::warn!("camera {camera}: a retained switch command is passed over"),
-            None => {}
-        }
-        Received::Else
+        false
     }
 }
 
-enum Received {
-    Birth,
-    Else,
+/// What a message asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// Home Assistant has come: the cameras are to be announced.
+    Announce,
+    /// What a camera's switch was told: see [`Switches::command`].
+    Switch {
+        camera: &'a str,
+        payload: &'a [u8],
+    },
+    /// The same, kept by the broker: from who knows when.
+    Retained,
+    Nothing,
+}
+
+/// Whoever may write to the broker says what these bytes are. `base` is the device's topic.
+pub fn asked<'a>(base: &str, topic: &'a [u8], payload: &'a [u8], retained: bool) -> Asked<'a> {
+    let Ok(topic) = std::str::from_utf8(topic) else { return Asked::Nothing };
+    if topic == HomeAssistant::STATUS {
+        // A retained one is from before we came: what it asks for was sent already.
+        return if payload == b"online" && !retained { Asked::Announce } else { Asked::Nothing };
+    }
+    let camera = topic.strip_prefix(base).and_then(|t| t.strip_prefix('/')?.strip_suffix("/watching/set"));
+    match camera {
+        Some(_) if retained => Asked::Retained,
+        Some(camera) => Asked::Switch { camera, payload },
+        None => Asked::Nothing,
+    }
 }
 
 /// Runs the client's loop until the connection fails or is closed.
@@ -282,6 +329,7 @@ async fn drive(
     mut events: EventLoop,
     said_yes: oneshot::Sender<()>,
     messages: mpsc::Sender<Publish>,
+    flooded: Arc<AtomicBool>,
 ) -> Option<ConnectionError> {
     let mut said_yes = Some(said_yes);
     loop {
@@ -292,11 +340,26 @@ async fn drive(
                 }
             }
             // Who floods us with commands is not served: this loop must go on.
-            Ok(Happening::Incoming(Packet::Publish(message))) => drop(messages.try_send(message)),
+            Ok(Happening::Incoming(Packet::Publish(message))) if message.payload.len() <= LONGEST_COMMAND => {
+                drop(messages.try_send(message));
+            }
             Ok(Happening::Outgoing(Outgoing::Disconnect)) => return None,
             Ok(_) => {}
-            Err(e) => return Some(e),
+            Err(e) => {
+                flooded.fetch_or(is_too_large(&e).is_some(), Ordering::Relaxed);
+                return Some(e);
+            }
         }
+    }
+}
+
+/// How large the message was that ended a connection, if one did.
+fn is_too_large(e: &ConnectionError) -> Option<usize> {
+    match e {
+        ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::PayloadSizeLimitExceeded(size))) => {
+            Some(*size)
+        }
+        _ => None,
     }
 }
 
@@ -395,6 +458,13 @@ async fn acknowledged(waiting: &mut VecDeque<Waiting>) -> Result<Option<Sent>> {
 
 /// What a person can do about it.
 fn explained(e: ConnectionError) -> Error {
+    if let Some(size) = is_too_large(&e) {
+        return Error::unavailable(format!(
+            "a message of {size} bytes came where commands or Home Assistant's status come; commands are not listened to \
+             for {} s (a retained one comes again until it is removed: mosquitto_pub -r -n -t TOPIC)",
+            DEAF.as_secs()
+        ));
+    }
     match e {
         ConnectionError::ConnectionRefused(
             ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
@@ -441,11 +511,10 @@ impl Sink for Mqtt {
         let status = self.topic("status");
         let will = LastWill::new(status.clone(), "offline", QoS::AtLeastOnce, true);
         let mut link = self.connect(format!("actiond-{}", self.device), Some(will)).await?;
-        let birth = part.home_assistant.is_on().then(|| HomeAssistant::STATUS.to_owned());
-        for topic in [self.topic("+/watching/set")].into_iter().chain(birth) {
-            if link.client.subscribe(topic, QoS::AtLeastOnce).await.is_err() {
-                return Err(link.why().await);
-            }
+        // Events first: no stranger's message must keep them from the others.
+        let mut listen = self.flooded.swap(false, Ordering::Relaxed).then(|| Instant::now() + DEAF);
+        if listen.is_none() {
+            self.listen(part, &mut link).await?;
         }
         link.send(Sent::Value, status.clone(), b"online".to_vec()).await?;
         for (what, topic, payload) in part.home_assistant.announcements() {
@@ -483,7 +552,7 @@ impl Sink for Mqtt {
                 link.close().await;
                 return Ok(());
             }
-            let later = [birth, inbox.ending()].into_iter().flatten().min();
+            let later = [birth, listen, inbox.ending()].into_iter().flatten().min();
             tokio::select! {
                 acknowledged = acknowledged(&mut link.waiting) => match acknowledged? {
                     Some(Sent::Event { seq, .. }) => inbox.acknowledge(seq),
@@ -495,7 +564,7 @@ impl Sink for Mqtt {
                     return Err(ended.ok().flatten().map_or_else(|| Error::unavailable("the connection was closed"), explained));
                 }
                 Some(message) = link.received.recv() => {
-                    if let Received::Birth = self.received(part, &message) {
+                    if self.received(part, &message) {
                         // Not all devices of a house at once.
                         birth.get_or_insert(Instant::now() + Duration::from_millis(fastrand::u64(500..3000)));
                     }
@@ -503,6 +572,9 @@ impl Sink for Mqtt {
                 () = inbox.woken() => {}
                 Ok(()) = changes.changed() => {}
                 () = at(later) => {
+                    if listen.take_if(|listen| *listen <= Instant::now()).is_some() {
+                        self.listen(part, &mut link).await?;
+                    }
                     if birth.take_if(|birth| *birth <= Instant::now()).is_some() {
                         log::info!("Home Assistant is online: announcing the cameras again");
                         for (_, topic, payload) in part.home_assistant.announcements() {
@@ -592,6 +664,50 @@ mod tests {
         assert!(config("url = \"mqtt://x\"\nca = \"a\"").fault().unwrap().contains("mqtts://"));
         assert!(config("url = \"mqtt://x\"\npassword = \"a\"").fault().unwrap().contains("no username"));
         assert!(!format!("{:?}", config("url = \"mqtt://x\"\npassword = \"hunter2\"")).contains("hunter2"));
+    }
+
+    #[test]
+    fn only_what_is_meant_for_us_and_is_not_old_asks_for_something() {
+        let base = "actiond/dock.3";
+        let of = |topic: &'static str, payload: &'static str, retained| {
+            asked(base, topic.as_bytes(), payload.as_bytes(), retained)
+        };
+        assert_eq!(of("homeassistant/status", "online", false), Asked::Announce);
+        let switch = |camera, payload: &'static str| Asked::Switch { camera, payload: payload.as_bytes() };
+        assert_eq!(of("actiond/dock.3/door/watching/set", "OFF", false), switch("door", "OFF"));
+        assert_eq!(of("actiond/dock.3/door/watching/set", "OFF", true), Asked::Retained);
+        for (topic, payload, retained) in [
+            ("homeassistant/status", "online", true),
+            ("homeassistant/status", "offline", false),
+            ("actiond/dock.3/door/watching", "OFF", false),
+            ("actiond/dock.3/watching/set", "OFF", false),
+            ("actiond/dock.33/door/watching/set", "OFF", false),
+            ("x/actiond/dock.3/door/watching/set", "OFF", false),
+            ("", "", true),
+        ] {
+            assert_eq!(of(topic, payload, retained), Asked::Nothing, "{topic}");
+        }
+        assert_eq!(asked(base, b"actiond/dock.3/\xff/watching/set", b"ON", false), Asked::Nothing);
+    }
+
+    /// What the fuzzer starts from, as files: `cargo test --release --lib seeds_for -- --ignored` writes them anew. A byte
+    /// for whether the message is retained, its topic, a zero, its payload.
+    #[test]
+    #[ignore = "writes fuzz/seeds/mqtt"]
+    fn seeds_for_the_fuzzer_are_written() {
+        let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/mqtt");
+        std::fs::create_dir_all(&to).unwrap();
+        for (name, retained, topic, payload) in [
+            ("off", 0, "actiond/dock/door/watching/set", "OFF"),
+            ("on", 0, "actiond/dock/yard.2/watching/set", "ON"),
+            ("retained", 1, "actiond/dock/door/watching/set", "OFF"),
+            ("nobody", 0, "actiond/dock/nobody/watching/set", "ON"),
+            ("birth", 0, "homeassistant/status", "online"),
+            ("death", 0, "homeassistant/status", "offline"),
+        ] {
+            std::fs::write(to.join(name), [&[retained][..], topic.as_bytes(), &[0], payload.as_bytes()].concat())
+                .unwrap();
+        }
     }
 
     #[test]

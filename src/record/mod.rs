@@ -570,7 +570,9 @@ impl Bytes<'_> {
     fn scores(&mut self, labels: usize) -> Option<Vec<f32>> {
         let (head, tail) = self.0.split_at_checked(labels.checked_mul(4)?)?;
         self.0 = tail;
-        Some(head.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        let scores = head.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        // Probabilities, but for rounding; what is none was never given, and an event with it would have no JSON.
+        scores.map(|score| (0.0..=1.001).contains(&score).then_some(score)).collect()
     }
 
     fn seen(&mut self) -> Option<Seen> {
@@ -774,6 +776,40 @@ mod tests {
             if let Ok(events) = replayed(&other, None) {
                 assert_eq!(events, told[..events.len()], "byte {at}");
             }
+        }
+    }
+
+    #[test]
+    fn a_score_that_is_no_probability_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _) = recorded(folder.path(), 2);
+        let bytes = fs::read(path).unwrap();
+        let mut reader = Reader::new(&bytes[..], "x.rec".into()).unwrap();
+        while !matches!(reader.next_piece().unwrap(), Some(Piece::Engine(_))) {}
+        // The first hop: its length and checksum, kind, camera, seen, frames, streams, and there are its scores.
+        let hop = reader.offset as usize;
+        let length = u32::from_le_bytes(bytes[hop..hop + 4].try_into().unwrap()) as usize;
+        for score in [f32::NAN, f32::INFINITY, -0.5, 3e38] {
+            let mut bytes = bytes.clone();
+            bytes[hop + 41..hop + 45].copy_from_slice(&score.to_le_bytes());
+            let sum = crc32fast::hash(&bytes[hop + 8..hop + 8 + length]).to_le_bytes();
+            bytes[hop + 4..hop + 8].copy_from_slice(&sum);
+            let e = replayed(&bytes, None).unwrap_err();
+            assert!(e.exit_code() == 2 && e.to_string().contains("makes no sense"), "{score}: {e}");
+        }
+    }
+
+    /// What the fuzzer starts from: `cargo test --release --lib seeds_for -- --ignored` writes it anew.
+    #[test]
+    #[ignore = "writes fuzz/seeds/replay"]
+    fn seeds_for_the_fuzzer_are_written() {
+        let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/replay");
+        fs::create_dir_all(&to).unwrap();
+        for hops in [1, 9] {
+            let folder = tempfile::tempdir().unwrap();
+            let (path, told) = recorded(folder.path(), hops);
+            assert!(!told.is_empty() || hops == 1);
+            fs::copy(path, to.join(format!("{hops}.rec"))).unwrap();
         }
     }
 

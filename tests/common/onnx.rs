@@ -209,6 +209,10 @@ pub type File<'a> = (&'a str, &'a str, &'a [u8]);
 /// A [[stream]] table without its files, and its files.
 pub type Stream<'a> = (&'a str, Vec<File<'a>>);
 
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Writes a model folder.
 pub fn write_model(folder: &Path, labels: usize, streams: &[Stream]) {
     let mut manifest = String::from(
@@ -219,7 +223,7 @@ pub fn write_model(folder: &Path, labels: usize, streams: &[Stream]) {
         manifest += &format!("[[stream]]\n{stream}\n");
         for (precision, name, bytes) in files {
             fs::write(folder.join(name), bytes).unwrap();
-            let sha: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+            let sha = sha256(bytes);
             manifest +=
                 &format!("[[stream.file]]\nprecision = \"{precision}\"\npath = \"{name}\"\nsha256 = \"{sha}\"\n");
         }
