@@ -35,8 +35,10 @@ from .model import log_softmax, session, sha256, staged
 
 MEMORY = 1 << 30
 """Bytes of clips' input tensors that are held for the calibration, and again for the measurement."""
-BEST = 80_000_000
-"""Values of input on which candidates are compared, at most."""
+CALIBRATION = 102_000_000
+"""Values of input on which is calibrated, at most: 10 windows of a full-size I3D, which runs five times on each."""
+BEST = 40_000_000
+"""Values of input on which candidates are compared, and layers are measured, at most (but 4 windows at the least)."""
 PROVIDERS = ("CPUExecutionProvider", "OpenVINOExecutionProvider")
 Window = Callable[[int], np.ndarray]
 """Gives the input tensor of a stream by its number in the manifest."""
@@ -100,9 +102,9 @@ def main(args: argparse.Namespace) -> int:
 def from_clips(clips: Path, streams: list[Stream], calibration: int, compare: int) -> tuple[list[Window], list[Window]]:
     """Windows of the user's recordings, for the calibration (none where that is 0) and for the comparison."""
     paths = intake.find_clips(clips)
-    largest = sum(4 * s.frames * s.channels * s.size[0] * s.size[1] for s in streams)
-    most = max(2, MEMORY // largest)
-    calibration, compare = min(calibration, most), min(compare, most)
+    values = [s.frames * s.channels * s.size[0] * s.size[1] for s in streams]
+    most = max(2, MEMORY // (4 * sum(values)))
+    calibration, compare = min(calibration, most, max(4, CALIBRATION // max(values))), min(compare, most)
     wanted = calibration + compare
     each = max(2, -(-wanted // len(paths)))
     # In a drawn order, the same at each run: where there are more files than are needed, any of them will do.
@@ -223,7 +225,8 @@ def quantize_stream(run: Run, args: argparse.Namespace) -> tuple[onnx.ModelProto
             tried.append(Candidate(f"{method}, {text}", base, ranges))
     chosen = tried[0] if len(tried) == 1 else best(run, fixed, what, tried)
     fixed = chosen.base
-    few = run.first(16, "layers")
+    size = run.windows[0]().size
+    few = run.first(max(4, min(16, BEST // size)), "layers")
     while True:
         scales = int8.scales_of(what, chosen.ranges)
         s8 = int8.quantized(fixed, what, scales)
