@@ -917,7 +917,7 @@ fn whatever_is_written_to_the_topics_that_it_listens_to_events_and_commands_go_o
             _ => format!("actiond/dock/{level}/watching/set"),
         };
         let payload: Vec<u8> = match random.below(6) {
-            _ if number % 200 == 0 => (0..1 << 20).map(|i| (i * 7) as u8).collect(),
+            _ if number.is_multiple_of(200) => (0..1 << 20).map(|i| (i * 7) as u8).collect(),
             0 => Vec::new(),
             1 => ["on", "OFF ", "\"ON\"", "OFFON", "{\"state\":\"OFF\"}", "true"][random.below(6)].into(),
             2 => vec![0xff; 1 + random.below(3)],
