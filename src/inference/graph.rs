@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Instant};
 
 use tract_onnx::{
     pb::{
-        ModelProto, ValueInfoProto,
+        GraphProto, ModelProto, ValueInfoProto,
         tensor_proto::{DataLocation, DataType},
         tensor_shape_proto::dimension,
         type_proto,
@@ -99,6 +99,7 @@ impl Graph {
                 path.display()
             )));
         }
+        check_windows(graph).map_err(|e| e.context(path.display()))?;
         let has_value = |name: &str| graph.initializer.iter().any(|t| t.name == name);
         let inputs = graph.input.iter().filter(|v| !has_value(&v.name)).map(port).collect();
         let outputs = graph.output.iter().map(port).collect();
@@ -344,6 +345,47 @@ fn find(ports: &[Port], name: &str, what: &str) -> Result<usize> {
     })
 }
 
+/// What surrounds a picture, or a clip, with more than this is damaged: I3D's widest are 3 on every side.
+const MOST_PADDED: i64 = 1 << 16;
+
+/// The numbers of windows, which backends trust: ONNX Runtime divides by a stride of 0, tract asks for all memory, and more,
+/// for pads of a billion.
+fn check_windows(graph: &GraphProto) -> Result<()> {
+    for node in &graph.node {
+        let bad = |name: &str, values: &[i64]| {
+            let name = format!("node `{}` ({}) has {name} of {values:?}", node.name, node.op_type);
+            Error::model(format!("{name}; install the model again"))
+        };
+        // Those of `Pad` may cut off.
+        let padded = |pads: &[i64]| pads.iter().fold(1i64, |all, pad| (pad.max(&0) + 1).saturating_mul(all));
+        for attribute in &node.attribute {
+            let values = &attribute.ints;
+            let good = match attribute.name.as_str() {
+                "kernel_shape" | "strides" | "dilations" => values.iter().all(|n| (1..=MOST_PADDED).contains(n)),
+                "pads" => {
+                    let range = if node.op_type == "Pad" { -MOST_PADDED } else { 0 }..=MOST_PADDED;
+                    values.iter().all(|n| range.contains(n)) && padded(values) <= MOST_PADDED
+                }
+                "group" => attribute.i >= 1,
+                _ => true,
+            };
+            if !good {
+                let one = [attribute.i];
+                return Err(bad(&attribute.name, if values.is_empty() { &one } else { values }));
+            }
+        }
+        let pads = node.input.get(1).filter(|_| node.op_type == "Pad");
+        if let Some(tensor) = pads.and_then(|name| graph.initializer.iter().find(|t| t.name == *name)) {
+            let raw = tensor.raw_data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()));
+            let pads: Vec<i64> = tensor.int64_data.iter().copied().chain(raw).collect();
+            if !pads.iter().all(|n| (-MOST_PADDED..=MOST_PADDED).contains(n)) || padded(&pads) > MOST_PADDED {
+                return Err(bad("pads", &pads));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn port(value: &ValueInfoProto) -> Port {
     let tensor = value.r#type.as_ref().and_then(|t| t.value.as_ref()).map(|type_proto::Value::TensorType(t)| t);
     let dims = tensor.and_then(|t| t.shape.as_ref()).map(|shape| shape.dim.iter().map(|d| dim(&d.value)).collect());
@@ -364,5 +406,40 @@ fn dtype_name(dtype: i32) -> String {
         Ok(DataType::Float16) => "f16".into(),
         Ok(other) => format!("{other:?}").to_lowercase(),
         Err(_) => format!("type {dtype}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
+
+    use super::*;
+
+    #[test]
+    fn windows_that_no_network_has_are_refused_by_name() {
+        let checked = |op: &str, name: &str, values: &[i64]| {
+            let attribute = AttributeProto { name: name.into(), ints: values.to_vec(), ..AttributeProto::default() };
+            let node = NodeProto { op_type: op.into(), attribute: vec![attribute], ..NodeProto::default() };
+            check_windows(&GraphProto { node: vec![node], ..GraphProto::default() })
+        };
+        for name in ["strides", "dilations", "kernel_shape"] {
+            assert!(checked("Conv", name, &[1, 7, 224]).is_ok());
+            for bad in [[2, 0, 1], [2, -1, 1], [2, 1 << 40, 1], [i64::MIN, 1, 1], [i64::MAX, 1, 1]] {
+                let e = checked("Conv", name, &bad).unwrap_err().to_string();
+                assert!(e.contains("(Conv)") && e.contains(name), "{e}");
+            }
+        }
+        assert!(checked("Conv", "pads", &[3; 6]).is_ok() && checked("Pad", "pads", &[-3, 0, 3, 0]).is_ok());
+        for bad in [[0, -1, 0, 0], [1 << 30, 0, 0, 0], [1000; 4], [i64::MAX; 4], [i64::MIN; 4]] {
+            assert!(checked("Conv", "pads", &bad).is_err(), "{bad:?}");
+        }
+        let pads = |values: &[i64]| {
+            let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let tensor = TensorProto { name: "p".into(), raw_data: raw, ..TensorProto::default() };
+            let node = NodeProto { op_type: "Pad".into(), input: vec!["x".into(), "p".into()], ..NodeProto::default() };
+            check_windows(&GraphProto { node: vec![node], initializer: vec![tensor], ..GraphProto::default() })
+        };
+        assert!(pads(&[0, 0, 2, -1]).is_ok());
+        assert!(pads(&[0, 0, 1 << 27, 0]).is_err() && pads(&[i64::MAX; 4]).is_err() && pads(&[i64::MIN; 4]).is_err());
     }
 }

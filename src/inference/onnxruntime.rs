@@ -48,6 +48,19 @@ pub enum OnnxRuntime {
 
 const ALL: [OnnxRuntime; 4] = [OnnxRuntime::TensorRt, OnnxRuntime::Cuda, OnnxRuntime::OpenVino, OnnxRuntime::Cpu];
 
+/// Whether this CPU adds the products of 8-bit numbers without loss. An x86 CPU without VNNI adds two of them in 16 bits, which
+/// saturate; with OpenVINO 2025.4 the shipped model's logits are off by up to 2.6 there, and its events are others.
+pub fn adds_bytes_exactly() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        true
+    }
+}
+
 impl OnnxRuntime {
     pub fn by_name(name: &str) -> Option<Self> {
         ALL.into_iter().find(|p| p.name() == name)
@@ -56,6 +69,7 @@ impl OnnxRuntime {
     /// The precisions that this provider is good at, best first.
     fn preferred(self) -> &'static [Precision] {
         match self {
+            OnnxRuntime::OpenVino if !adds_bytes_exactly() => &[Precision::F32, Precision::F16, Precision::Int8],
             OnnxRuntime::TensorRt | OnnxRuntime::OpenVino => &[Precision::Int8, Precision::F16, Precision::F32],
             OnnxRuntime::Cuda => &[Precision::F16, Precision::F32],
             // Its kernels for QDQ convolutions in 3D are slower than those for f32; f16 it casts back and forth.
