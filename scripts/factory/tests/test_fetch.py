@@ -19,7 +19,7 @@ import onnx
 import pytest
 from checkpoints import GOLDEN, TENSORFLOW, named, random_i3d, write_bundle
 
-from actiond_factory import fetch, importer
+from actiond_factory import fetch, importer, intake
 from actiond_factory.__main__ import main
 from actiond_factory.errors import BadInput, Failed
 from actiond_factory.fetch import BLOBS, RECIPES, TRIES, Blob, Recipe, blob_id, download
@@ -568,8 +568,9 @@ def test_fetches_and_quantizes_to_the_end(
     (stream,) = tomllib.loads((out / "model.toml").read_text())["stream"]
     assert [f["precision"] for f in stream["file"]] == ["f32", "int8"]
     assert main(["quantize", "--check", str(out)]) == 0
-    # It is the network that was fetched: what it sees in noise, it sees in s8 too.
-    x = {"input": np.random.default_rng(7).uniform(-1, 1, (1, 3, 16, 224, 224)).astype(np.float32)}
+    # It is the network that was fetched: what it sees in the clip, it sees in s8 too.
+    x = {"input": intake.windows(clips / "short.mp4", intake.read_manifest(out)[1], 1)[0][0]}
+    assert x["input"].shape == (1, 3, 16, 224, 224)
     f32, s8 = (session(out / f["path"]).run(None, x)[0].astype(np.float64) for f in stream["file"])
     assert 10 * np.log10((f32**2).sum() / ((f32 - s8) ** 2).sum()) > 15
     assert (out / "rgb.int8.onnx").stat().st_size < 0.27 * (out / "rgb.onnx").stat().st_size

@@ -174,9 +174,9 @@ def test_every_architecture_is_quantized(clips: Path, tmp_path: Path) -> None:
 
 def test_files_that_are_there_are_measured_and_left_alone(model: Path, copy: Path, clips: Path, capsys) -> None:
     before = {p.name: p.read_bytes() for p in copy.iterdir()}
-    assert factory("quantize", "--measure", copy, clips, "--clips", 3) == 0
+    assert factory("quantize", "--measure", copy, clips, "--clips", 4) == 0
     said = capsys.readouterr().out
-    assert said.startswith("3 windows measure\n")
+    assert said.startswith("4 windows measure\n")
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
     # By the manifest's rule, on the very windows, computed here anew.
     manifest, streams = intake.read_manifest(model)
@@ -193,15 +193,15 @@ def test_files_that_are_there_are_measured_and_left_alone(model: Path, copy: Pat
             rows.append(sum(np.exp(v) / np.exp(v).sum() for v in logits))
         fused[precision] = np.array(rows)
     same = (fused["f32"].argmax(1) == fused["int8"].argmax(1)).mean()
-    assert len(windows) == 3
+    assert len(windows) == 4
     assert f"fused by the manifest's rule: first label agrees with f32 in {same * 100:.1f} %" in said
-    # Where int8 says something else, it is seen: the classifier's rows of one class and another change places.
+    # Where int8 says something else, it is seen: the classifier's rows are each another class's.
     graph = onnx.load(copy / "rgb.int8.onnx")
     for name in ("Logits/Conv3d_0c_1x1/weight", "Logits/Conv3d_0c_1x1/bias"):
         w = weight(graph, name)
-        w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w)[::-1] * 50, name))
+        w.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(w), 1, 0) * 50, name))
     onnx.save(graph, copy / "rgb.int8.onnx")
-    assert factory("quantize", "--measure", copy, clips, "--clips", 3) == 0
+    assert factory("quantize", "--measure", copy, clips, "--clips", 4) == 0
     assert "manifest's rule: first label agrees with f32 in 0.0 %" in capsys.readouterr().out
     (copy / "model.toml").write_text(
         (copy / "model.toml").read_text().replace('precision = "int8"', 'precision = "f16"')
