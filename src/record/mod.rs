@@ -805,11 +805,11 @@ mod tests {
     fn seeds_for_the_fuzzer_are_written() {
         let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/replay");
         fs::create_dir_all(&to).unwrap();
-        for hops in [1, 9] {
+        for (name, hops) in [("one", 1), ("many", 9)] {
             let folder = tempfile::tempdir().unwrap();
             let (path, told) = recorded(folder.path(), hops);
             assert!(!told.is_empty() || hops == 1);
-            fs::copy(path, to.join(format!("{hops}.rec"))).unwrap();
+            fs::copy(path, to.join(format!("{name}.rec"))).unwrap();
         }
     }
 
