@@ -146,7 +146,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Watches these, as cameras `c00` and so on, and returns when it can be asked; its log is `log` in the folder.
+    /// Watches these, as cameras `c00` and so on, and returns when it can be asked of all; its log is `log` in the folder.
     fn start(folder: &Path, sources: &[String]) -> Daemon {
         onnx::write_brightness(&folder.join("model"));
         let web = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -166,7 +166,10 @@ impl Daemon {
             .spawn()
             .unwrap();
         let (daemon, began) = (Daemon { process, web }, Instant::now());
-        while TcpStream::connect(("127.0.0.1", web)).is_err() {
+        // The page is there before the cameras are.
+        while TcpStream::connect(("127.0.0.1", web)).is_err()
+            || numbers(&daemon.metrics(), "actiond_pictures_total").len() < sources.len()
+        {
             assert!(began.elapsed() < Duration::from_secs(60), "{}", fs::read_to_string(folder.join("log")).unwrap());
             thread::sleep(Duration::from_millis(50));
         }
@@ -231,27 +234,26 @@ fn sixteen_cameras_die_and_return_and_none_disturbs_another() {
     let mut random = fastrand::Rng::with_seed(seed);
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&[]);
-    let now = Instant::now();
-    let mut cameras: BTreeMap<String, Watched> = (0..CAMERAS)
-        .map(|i| {
-            let proxy = Proxy::start(server.port);
-            let next = now + Duration::from_millis(random.u64(6000..12000));
-            let watched = Watched {
-                proxy,
-                deaths: 0,
-                line: Line::Works,
-                next,
-                works_since: now,
-                back: false,
-                pictures: 0,
-                fresh: now,
-                reconnects: 0,
-            };
-            (format!("c{i:02}"), watched)
-        })
-        .collect();
-    let sources: Vec<String> = cameras.values().map(|c| format!("rtsp://127.0.0.1:{}/small", c.proxy.port)).collect();
+    let proxies: Vec<Proxy> = (0..CAMERAS).map(|_| Proxy::start(server.port)).collect();
+    let sources: Vec<String> = proxies.iter().map(|p| format!("rtsp://127.0.0.1:{}/small", p.port)).collect();
     let (mut daemon, log) = (Daemon::start(folder.path(), &sources), folder.path().join("log"));
+    let now = Instant::now();
+    let watched = |(i, proxy)| {
+        let next = now + Duration::from_millis(random.u64(6000..12000));
+        let watched = Watched {
+            proxy,
+            deaths: 0,
+            line: Line::Works,
+            next,
+            works_since: now,
+            back: false,
+            pictures: 0,
+            fresh: now,
+            reconnects: 0,
+        };
+        (format!("c{i:02}"), watched)
+    };
+    let mut cameras: BTreeMap<String, Watched> = proxies.into_iter().enumerate().map(watched).collect();
     let began = Instant::now();
     let (mut slowest, mut back_after, mut at_first) = (Duration::ZERO, Vec::new(), None);
     let said = |what: String| -> ! { panic!("{what}\n{}", fs::read_to_string(&log).unwrap()) };
