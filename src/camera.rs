@@ -241,7 +241,6 @@ impl<'a> Feed<'a> {
                 log::warn!("camera {}: {words}; trying again until it answers", self.name());
                 connection.told = words;
             }
-            members.iter().for_each(|m| m.camera.status(|s| s.reopened += 1));
             if shutdown.wait_timeout(pause) {
                 break;
             }
@@ -284,6 +283,9 @@ impl<'a> Feed<'a> {
                     members.iter_mut().for_each(|m| m.intake.reopened(lost));
                 }
                 if !connection.told.is_empty() {
+                    if connection.last_picture.is_some() {
+                        members.iter().for_each(|m| m.camera.status(|s| s.reopened += 1));
+                    }
                     log::info!("camera {}: back", self.name());
                     connection.told.clear();
                 }

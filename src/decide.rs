@@ -244,6 +244,10 @@ impl Decider {
         for (label, new) in self.labels.iter_mut().zip(with.labels) {
             label.settings = new.settings;
             label.watched = new.watched;
+            if !new.watched && label.told.is_none() {
+                // What it was about to start is not to be started when it is watched again.
+                label.run = 0;
+            }
             if !new.watched && label.told.is_some() {
                 label.watched = true;
                 (label.settings.start, label.settings.end) = (f32::INFINITY, f32::INFINITY);

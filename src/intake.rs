@@ -38,6 +38,8 @@ pub struct Counts {
     pub frames: u64,
     /// Frames that show a picture once more.
     pub repeated: u64,
+    /// Frames that never came while the source was away, or paused.
+    pub away: u64,
 }
 
 /// What the last picture took.
@@ -164,7 +166,9 @@ impl Intake {
         match admission {
             Admission::Drop => {}
             Admission::Start { lost } => {
-                let lost = lost + std::mem::take(&mut self.away);
+                let away = std::mem::take(&mut self.away);
+                self.counts.away += away;
+                let lost = lost + away;
                 if self.counts.frames > 0 {
                     emit(Output::Cut { lost });
                 }

@@ -160,7 +160,7 @@ impl Metrics {
         let cameras: Vec<CameraHealth> = watched.cameras.iter().map(of).collect();
         let stuck = self.began.elapsed().saturating_sub(round);
         let status = if stuck > STUCK {
-            format!("the recognizer has hung for {} s", stuck.as_secs())
+            format!("the recognizer hangs, or loads its model, for {} s", stuck.as_secs())
         } else if !cameras.is_empty() && cameras.iter().all(|c| c.state == "failed" || c.state == "silent") {
             "no camera gives pictures".into()
         } else {
@@ -269,7 +269,7 @@ impl Collector for Daemon {
                 t.partial
             }),
             ("actiond_gaps", "Cuts: frames lost, or a source that was away", |(_, t, ..)| t.gaps),
-            ("actiond_reconnects", "Times that the source was opened again", |(_, _, reopened, _)| *reopened),
+            ("actiond_reconnects", "Times that the source came back after a failure", |(_, _, reopened, _)| *reopened),
         ];
         for (name, help, number) in counters {
             family(encoder, name, help, MetricType::Counter, |e| {
@@ -281,14 +281,15 @@ impl Collector for Daemon {
                 let edges = [
                     ("source", counts.dropped_at_source),
                     ("rate", counts.dropped_to_rate),
-                    ("recognizer", tally.lost),
+                    // What never came was dropped by nobody.
+                    ("recognizer", tally.lost.saturating_sub(counts.away)),
                 ];
                 edges.iter().try_for_each(|(edge, dropped)| {
                     put(e, &[("camera", id), ("edge", edge)], &ConstCounter::new(*dropped))
                 })
             })
         })?;
-        family(encoder, "actiond_camera_up", "Whether the camera gives pictures", MetricType::Gauge, |e| {
+        family(encoder, "actiond_camera_up", "Whether the camera gives pictures, or would if it were not paused", MetricType::Gauge, |e| {
             numbers.iter().try_for_each(|(id, _, state)| {
                 let up = !["silent", "failed"].contains(state);
                 put(e, &[("camera", id)], &ConstGauge::new(i64::from(up)))

@@ -499,6 +499,12 @@ impl<'a> Recognizer<'a> {
     }
 
     /// `lost` frames of a camera are in no hop.
+    /// Every camera has ended, and the daemon waits for a signal.
+    pub fn idle(&mut self, sink: &mut dyn Sink) {
+        self.supervisor.alive();
+        sink.beat();
+    }
+
     fn gap(&mut self, lane: usize, lost: u64, sink: &mut dyn Sink) -> Result<()> {
         self.give(lane, &Given::Gap { lost }, sink)?;
         let state = &mut self.lanes[lane];

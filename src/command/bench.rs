@@ -386,7 +386,7 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
     });
     // Cameras of their own, each with its decoder.
     let feeds = Feed::apart(&handles, &configs);
-    run::watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut Nowhere, || {})?;
+    run::watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut Nowhere, || false)?;
     // Joined after the shutdown that it waits for.
     let _ = timer.join();
     let standing = *recognizer.standing().lock().unwrap_or_else(PoisonError::into_inner);

@@ -149,14 +149,15 @@ pub fn run(args: &Args) -> Result<()> {
     let board = Arc::new(Board::new(plan.cameras.iter().map(|c| c.id.as_str()), plan.publish.watched()));
     let publisher = publisher(&plan, &model, &journal, &board, &handles)?;
     let keeper = Keeper::start(journal.clone(), board.clone(), handles.clone(), metrics.clone(), mode)?;
-    let mut output = Output { journal, board, recorder, metrics, printer: Printer::new(), ended: Vec::new() };
+    let mut output = Output { journal, board, recorder, metrics, printer: Printer::new(), ended: truths.as_ref().map(|_| Vec::new()) };
     let feeds = Feed::shared(&handles, &plan.cameras);
     let result = watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
         let failed_all = handles.iter().all(|c| c.status(|s| s.failed.is_some()));
         if !args.until_end && !failed_all && !shutdown.is_set() {
             log::info!("every recording has ended; waiting for a signal (--until-end stops here)");
-            shutdown.wait();
+            return true;
         }
+        false
     });
     Supervisor::stopping();
     // What the recognizer has closed at its end is still to be delivered.
@@ -186,7 +187,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     result?;
     if let Some(truths) = truths {
-        super::say(&format!("\n{}", timeline::compare(&truths, &output.ended)))?;
+        super::say(&format!("\n{}", timeline::compare(&truths, &output.ended.unwrap_or_default())))?;
     }
     // The others went on; now the first that could not work decides the exit code.
     match handles.iter().find_map(|c| c.status(|s| s.failed.take())) {
@@ -195,8 +196,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Runs the sources' threads, and the recognizer on this one, until every camera has ended or shutdown; `ended` runs
-/// while the threads are still there.
+/// Runs the sources' threads, and the recognizer on this one, until every camera has ended or shutdown; `stays` is asked
+/// then whether to wait for a signal, while the threads are still there.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn watch(
     feeds: &[Feed],
@@ -205,7 +206,7 @@ pub(super) fn watch(
     bell: &Bell,
     shutdown: &Shutdown,
     sink: &mut dyn Sink,
-    ended: impl FnOnce(),
+    stays: impl FnOnce() -> bool,
 ) -> Result<()> {
     thread::scope(|scope| {
         for feed in feeds {
@@ -219,8 +220,11 @@ pub(super) fn watch(
         let result = recognizer.run(bell, shutdown, sink);
         // A recognizer that failed must not leave recordings waiting for room.
         feeds.iter().for_each(Feed::close);
-        if result.is_ok() {
-            ended();
+        if result.is_ok() && stays() {
+            // There is nothing to do, but it does not hang.
+            while !shutdown.wait_timeout(Duration::from_secs(1)) {
+                recognizer.idle(sink);
+            }
         }
         shutdown.set();
         result
@@ -297,11 +301,11 @@ fn publisher(
     if plan.publish.is_empty() {
         return Ok(None);
     }
-    let events = |label: &&String| !plan.events.ignore.contains(label);
     let facts = Facts {
         announce: plan.publish.announces(),
         cameras: plan.cameras.iter().map(|c| c.id.clone()).collect(),
-        labels: model.labels.iter().filter(events).cloned().collect(),
+        // Those that are ignored as well: a reload may change that.
+        labels: model.labels.clone(),
         watched: plan.publish.watched().to_vec(),
         model: format!("{}@{}", model.manifest.name, model.manifest.version),
         has_temperature: temperature().is_some(),
@@ -395,7 +399,8 @@ struct Output {
     recorder: Option<Recorder>,
     metrics: Arc<Metrics>,
     printer: Printer,
-    ended: Vec<Event>,
+    /// What has ended, where it is held against a timeline at the end.
+    ended: Option<Vec<Event>>,
 }
 
 impl Sink for Output {
@@ -404,8 +409,8 @@ impl Sink for Output {
         self.board.event(event);
         self.metrics.event(event);
         self.printer.print(event);
-        if event.phase == Phase::End {
-            self.ended.push(event.clone());
+        if let Some(ended) = self.ended.as_mut().filter(|_| event.phase == Phase::End) {
+            ended.push(event.clone());
         }
         Ok(())
     }

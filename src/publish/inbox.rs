@@ -139,8 +139,8 @@ impl Inbox {
         self.count(|stats| stats.connected = true);
     }
 
-    pub(super) fn count(&self, change: impl FnOnce(&mut Stats)) {
-        change(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner));
+    pub(super) fn count<T>(&self, change: impl FnOnce(&mut Stats) -> T) -> T {
+        change(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn delivered(&self) -> u64 {

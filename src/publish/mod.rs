@@ -40,6 +40,9 @@ use crate::{
 /// Waits after a failure: doubled each time, up to the second one.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
+/// A connection that lasted for so long had worked.
+const HELD: Duration = Duration::from_secs(10);
+
 /// What a sink gets beyond its time to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -222,19 +225,20 @@ async fn supervise(mut sink: impl Sink, mut inbox: Inbox) {
     let mut told = String::new();
     loop {
         inbox.begin(sink.lanes());
-        let before = inbox.delivered();
+        let (before, began) = (inbox.delivered(), Instant::now());
         let session = tokio::select! {
             session = sink.session(&mut inbox) => Some(session),
             () = over(endings.clone()) => None,
         };
-        inbox.count(|stats| stats.connected = false);
+        let was_connected = inbox.count(|stats| std::mem::take(&mut stats.connected));
         let e = match session {
             None | Some(Ok(())) => break,
             Some(Err(e)) => e,
         };
         inbox.count(|stats| stats.failures += 1);
         inbox.save();
-        if inbox.delivered() > before {
+        // A connection that held is as good as an event, of which there may be none for days.
+        if inbox.delivered() > before || was_connected && began.elapsed() > HELD {
             (pause, told) = (BACKOFF.0, String::new());
         }
         // A broker that is away for a day fills no log: the same words once.
