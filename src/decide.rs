@@ -613,6 +613,21 @@ mod tests {
     }
 
     #[test]
+    fn what_had_begun_when_a_label_was_ignored_does_not_start_when_it_is_watched_again() {
+        let watched = "[decision]\nstart = 0.5\nend = 0.3\nsmooth_hops = 1\nmin_hops = 2";
+        let mut a = decider(&["a", "b"], watched);
+        assert!(step(&mut a, 63, &[0.1, 0.9]).is_empty());
+        a.retune(decider(&["a", "b"], &format!("{watched}\nignore = [\"b\"]")));
+        for hop in 0..100 {
+            assert!(step(&mut a, 71 + 8 * hop, &[0.1, 0.9]).is_empty());
+        }
+        a.retune(decider(&["a", "b"], watched));
+        assert!(step(&mut a, 871, &[0.1, 0.9]).is_empty(), "one hop is not two");
+        let started = step(&mut a, 879, &[0.1, 0.9]);
+        assert!(started[0].phase == Phase::Start && started[0].start_frame > 800, "{started:?}");
+    }
+
+    #[test]
     fn probabilities_are_averaged_by_weight_each_label_by_its_own() {
         let rule = "rule = \"probabilities\"\nweights = { rgb = 3.0 }\nlabel.c = { flow = 0.0 }";
         let mut out = Scores::default();

@@ -34,6 +34,7 @@ use crate::{
     fault::Fault,
     journal,
     load::Standing,
+    publish,
     recognize::Spent,
     tell::{About, Engine},
 };
@@ -120,6 +121,11 @@ impl Metrics {
         let seen = Daemon { watched: watched.clone(), engine: self.engine.clone() };
         lock(&self.registry).register_collector(Box::new(seen));
         *lock(&self.watched) = Some(watched);
+    }
+
+    /// Tells of the sinks as well.
+    pub fn watch_sinks(&self, sinks: Vec<Arc<Mutex<publish::Stats>>>) {
+        lock(&self.registry).register_collector(Box::new(Sinks(sinks)));
     }
 
     /// An event was told.
@@ -289,12 +295,18 @@ impl Collector for Daemon {
                 })
             })
         })?;
-        family(encoder, "actiond_camera_up", "Whether the camera gives pictures, or would if it were not paused", MetricType::Gauge, |e| {
-            numbers.iter().try_for_each(|(id, _, state)| {
-                let up = !["silent", "failed"].contains(state);
-                put(e, &[("camera", id)], &ConstGauge::new(i64::from(up)))
-            })
-        })?;
+        family(
+            encoder,
+            "actiond_camera_up",
+            "Whether the camera gives pictures, or would if it were not paused",
+            MetricType::Gauge,
+            |e| {
+                numbers.iter().try_for_each(|(id, _, state)| {
+                    let up = !["silent", "failed"].contains(state);
+                    put(e, &[("camera", id)], &ConstGauge::new(i64::from(up)))
+                })
+            },
+        )?;
         let help = "Whether pictures come and show nothing, by how";
         family(encoder, "actiond_camera_fault", help, MetricType::Gauge, |e| {
             numbers.iter().try_for_each(|(id, (.., now), _)| {
@@ -378,6 +390,31 @@ fn journal_metrics(encoder: &mut DescriptorEncoder, stats: &journal::Stats) -> f
         let each = |c: &journal::CursorStats| put(e, &[("sink", &c.name)], &ConstGauge::new(c.unread as i64));
         stats.cursors.iter().try_for_each(each)
     })
+}
+
+/// What becomes of events beyond the journal.
+#[derive(Debug)]
+struct Sinks(Vec<Arc<Mutex<publish::Stats>>>);
+
+impl Collector for Sinks {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let sinks: Vec<publish::Stats> = self.0.iter().map(|sink| lock(sink).clone()).collect();
+        family(&mut encoder, "actiond_sink_up", "Whether a sink's far end answers", MetricType::Gauge, |e| {
+            sinks.iter().try_for_each(|s| put(e, &[("sink", &s.name)], &ConstGauge::new(i64::from(s.connected))))
+        })?;
+        let counters: [(&str, &str, fn(&publish::Stats) -> u64); 4] = [
+            ("actiond_sink_delivered", "Events that a sink's far end acknowledged", |s| s.delivered),
+            ("actiond_sink_refused", "Events that a sink's far end will never take", |s| s.refused),
+            ("actiond_sink_lost", "Events that were gone from the journal before a sink could send them", |s| s.lost),
+            ("actiond_sink_failures", "Times that a sink's far end failed", |s| s.failures),
+        ];
+        for (name, help, number) in counters {
+            family(&mut encoder, name, help, MetricType::Counter, |e| {
+                sinks.iter().try_for_each(|s| put(e, &[("sink", &s.name)], &ConstCounter::new(number(s))))
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// One of a camera's numbers.
@@ -529,6 +566,20 @@ mod tests {
         let mut out = String::new();
         text::encode(&mut out, &registry).unwrap();
         out
+    }
+
+    #[test]
+    fn what_becomes_of_events_is_told_by_sink() {
+        let metrics = Metrics::new();
+        let stats =
+            publish::Stats { name: "mqtt".into(), connected: true, delivered: 3, lost: 2, refused: 1, failures: 4 };
+        metrics.watch_sinks(vec![Arc::new(Mutex::new(stats))]);
+        let text = metrics.text();
+        for line in ["up{%} 1", "delivered_total{%} 3", "lost_total{%} 2", "refused_total{%} 1", "failures_total{%} 4"]
+        {
+            let line = format!("actiond_sink_{}", line.replace('%', "sink=\"mqtt\""));
+            assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+        }
     }
 
     #[test]

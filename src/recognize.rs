@@ -81,6 +81,8 @@ pub struct Recognizer<'a> {
     loader: Loader,
     /// When the network was last loaded again.
     rebuilt: Option<Instant>,
+    /// Hops in a row whose scores were no numbers.
+    unusable: u32,
     /// Deciders with new settings, one a camera.
     retunes: Option<Receiver<Decision>>,
 }
@@ -90,6 +92,9 @@ type Loader = fn(&Model, &[String], &LoadOptions) -> Result<(Box<dyn Network>, &
 
 /// A network that fails again within this time is not helped by being loaded again.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// So many hops in a row without usable scores, and the network is loaded again.
+const UNUSABLE: u32 = 3;
 
 /// The network that is compiled for hops of twice as many frames.
 enum Doubled {
@@ -225,6 +230,7 @@ impl<'a> Recognizer<'a> {
             wall: Wall::default(),
             loader: inference::load_with,
             rebuilt: None,
+            unusable: 0,
             retunes: None,
         };
         recognizer.engine.precision = recognizer.precision();
@@ -498,13 +504,13 @@ impl<'a> Recognizer<'a> {
         result
     }
 
-    /// `lost` frames of a camera are in no hop.
     /// Every camera has ended, and the daemon waits for a signal.
     pub fn idle(&mut self, sink: &mut dyn Sink) {
         self.supervisor.alive();
         sink.beat();
     }
 
+    /// `lost` frames of a camera are in no hop.
     fn gap(&mut self, lane: usize, lost: u64, sink: &mut dyn Sink) -> Result<()> {
         self.give(lane, &Given::Gap { lost }, sink)?;
         let state = &mut self.lanes[lane];
@@ -626,24 +632,45 @@ impl<'a> Recognizer<'a> {
             }
             Err(e) => return Err(e),
         };
+        let state = &mut self.lanes[lane];
+        let logits: Vec<&[f32]> = logits.logits.iter().map(Vec::as_slice).collect();
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        if let Err(e) = decide::fuse(&self.model.manifest.fusion, &names, &self.model.labels, &logits, &mut self.scores)
+        {
+            // Once, not per hop.
+            let level = if state.degraded { log::Level::Debug } else { log::Level::Error };
+            log::log!(
+                level,
+                "camera {}: frames {} to {}: {e}; this hop is left out",
+                state.camera.id,
+                span.first,
+                span.last
+            );
+            state.last_frame = span.last;
+            self.unusable += 1;
+            if self.unusable >= UNUSABLE {
+                // Not one odd picture: what computes is out of order.
+                self.unusable = 0;
+                self.rebuild(&e)?;
+            } else {
+                // What is no number stays one in a state that is carried.
+                self.network.reset(Lane(lane));
+                if let Doubled::There(doubled, _) = &mut self.doubled {
+                    doubled.reset(Lane(lane));
+                }
+                self.lanes[lane].progress = Progress::default();
+            }
+            self.gap(lane, step as u64, sink)?;
+            self.lanes[lane].degraded = true;
+            return Ok(());
+        }
+        self.unusable = 0;
         let (backend, cameras) = (self.backend, self.lanes.len());
         self.supervisor.ready(|| format!("watching {cameras} cameras on {backend}"));
         let state = &mut self.lanes[lane];
         state.tally.hops += 1;
         state.tally.partial += u64::from(!whole);
         state.last_frame = span.last;
-        let logits: Vec<&[f32]> = logits.logits.iter().map(Vec::as_slice).collect();
-        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
-        if let Err(e) = decide::fuse(&self.model.manifest.fusion, &names, &self.model.labels, &logits, &mut self.scores)
-        {
-            log::error!(
-                "camera {}: frames {} to {}: {e}; this hop is left out",
-                state.camera.id,
-                span.first,
-                span.last
-            );
-            return Ok(());
-        }
         let network = match &self.doubled {
             Doubled::There(network, _) if on_doubled => network,
             _ => &self.network,
@@ -984,16 +1011,18 @@ mod tests {
         twice_too_much(Mode::Continuous);
     }
 
-    /// As a device that is lost: what it has loaded fails at its third hop.
-    struct Lost(Box<Slow>, usize);
+    /// As a device that is lost: what it has loaded fails at its third hop; or as one that is out of order: it gives these
+    /// scores from the third on.
+    struct Lost(Box<Slow>, usize, Option<Scores>);
 
     impl Network for Lost {
         fn step(&mut self, lane: Lane, hop: &Hop) -> Result<&Scores> {
             self.1 += 1;
-            if self.1 == 3 {
-                return Err(Error::internal("the device is lost"));
+            match &self.2 {
+                None if self.1 == 3 => Err(Error::internal("the device is lost")),
+                Some(scores) if self.1 >= 3 => Ok(scores),
+                _ => self.0.step(lane, hop),
             }
-            self.0.step(lane, hop)
         }
 
         fn reset(&mut self, lane: Lane) {
@@ -1037,11 +1066,15 @@ mod tests {
         }
     }
 
-    /// `cpu` is lost again each time, `tract` works.
+    /// `cpu` is lost again each time, `cuda` gives what is no number, `tract` works.
     fn loads(model: &Model, order: &[String], options: &LoadOptions) -> Result<(Box<dyn Network>, &'static str)> {
         let slow = Slow::new(options.mode, HOP, Duration::ZERO, model.labels.len());
         match order.first().map(String::as_str) {
-            Some("cpu") => Ok((Box::new(Lost(slow, 0)), "cpu")),
+            Some("cpu") => Ok((Box::new(Lost(slow, 0, None)), "cpu")),
+            Some("cuda") => {
+                let scores = Scores { logits: vec![vec![f32::NAN; model.labels.len()]; 2] };
+                Ok((Box::new(Lost(slow, 0, Some(scores))), "cuda"))
+            }
             Some("tract") => Ok((slow, "tract")),
             _ => Err(Error::unavailable("nothing to load")),
         }
@@ -1077,6 +1110,15 @@ mod tests {
         result.unwrap();
         // Two hops, a failed one, two more, a failed one, and the rest on the other backend.
         assert_eq!((tally.hops, tally.lost), (18, 2 * HOP as u64), "{tally:?}");
+        assert_eq!(events.last().map(|e| (e.backend.as_str(), e.phase)), Some(("tract", decide::Phase::End)));
+    }
+
+    #[test]
+    fn a_network_that_gives_no_numbers_is_one_that_fails() {
+        let (result, events, tally) = lose(&["cuda", "tract"]);
+        result.unwrap();
+        // Two hops, three without a number, and both once more.
+        assert_eq!((tally.hops, tally.lost), (14, 6 * HOP as u64), "{tally:?}");
         assert_eq!(events.last().map(|e| (e.backend.as_str(), e.phase)), Some(("tract", decide::Phase::End)));
     }
 

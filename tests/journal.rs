@@ -186,6 +186,46 @@ fn a_full_disk_loses_nothing_and_what_waited_is_written_in_order() {
     assert!(events.windows(2).filter(|w| w[1] != w[0] + 1).count() == 1, "one hole");
 }
 
+#[test]
+fn what_waits_for_room_when_the_daemon_ends_is_written_and_no_number_is_given_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"]).arg(folder.path()).output();
+    if !mounted.is_ok_and(|m| m.status.success()) {
+        eprintln!("skipped: only root may mount a small disk");
+        return;
+    }
+    let mount = Mount(folder.path());
+    let dir = mount.0.join("journal");
+    let ballast = mount.0.join("ballast");
+    let fill = || fs::write(&ballast, vec![0; 6 << 20]).unwrap_err();
+    // It is stopped.
+    let mut journal = open(&dir).unwrap();
+    journal.append(&mut event(0));
+    fill();
+    (1..400).for_each(|frame| journal.append(&mut event(frame)));
+    assert!(journal.shared().stats().waiting > 300);
+    drop(journal);
+    assert_eq!(numbers(&read(&dir)), (1..=400).collect::<Vec<_>>());
+    // It is killed.
+    fs::remove_file(&ballast).unwrap();
+    drop(open(&dir).unwrap());
+    fill();
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "writer", "--nocapture", "--test-threads=1"])
+        .env(WRITER, &dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let number = |line: String| line.split_once("acknowledged ")?.1.split(' ').next()?.parse::<u64>().ok();
+    let given: Vec<u64> = lines.filter_map(number).take(100).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(given.last(), Some(&500));
+    assert!(numbers(&read(&dir)).len() < 500, "nothing waited in memory");
+    assert!(open(&dir).unwrap().next_seq() > 500);
+}
+
 fn numbers(events: &[Event]) -> Vec<u64> {
     events.iter().map(|e| e.seq).collect()
 }

@@ -213,14 +213,18 @@ fn what_is_masked_is_in_no_recorded_picture() {
 /// A small file system, in a mount namespace of its own so that nothing is left behind.
 #[test]
 fn a_full_disk_ends_the_recording_and_not_the_recognition() {
-    for (size, more, message) in [
-        ("size=3m", vec!["--record-frames"], "recording frames stops here, recognition goes on"),
-        ("size=16k", vec![], ".rec: recording stops here, recognition goes on"),
+    for (size, more, shared, message) in [
+        ("size=3m", vec!["--record-frames"], false, "recording frames stops here, recognition goes on"),
+        // What is recorded must leave the journal its room.
+        ("size=3m", vec!["--record-frames"], true, "recording frames stops here, recognition goes on"),
+        ("size=16k", vec![], false, ".rec: recording stops here, recognition goes on"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let (journal_folder, disk) = (folder.path().join("journal"), folder.path().join("disk"));
+        let disk = folder.path().join("disk");
         fs::create_dir(&disk).unwrap();
         let kept = folder.path().join("kept");
+        let at = |place: &Path| place.join("journal");
+        let journal_folder = if shared { at(&disk) } else { at(folder.path()) };
         let script = "mount -t tmpfs -o \"$1\" none \"$2\" || exit 77; disk=$2 kept=$3; shift 3; \"$@\"; rc=$?; \
                       cp -r \"$disk\" \"$kept\"; exit $rc";
         let demo = root().join("demo/demo.mp4");
@@ -240,8 +244,9 @@ fn a_full_disk_ends_the_recording_and_not_the_recognition() {
         }
         assert!(output.status.success(), "{stderr}");
         assert_eq!(stderr.matches(message).count(), 1, "{stderr}");
+        assert!(!stderr.contains("cannot write to the journal"), "{stderr}");
         // All of the demo's actions.
-        let lines = journal(&journal_folder);
+        let lines = journal(&if shared { at(&kept) } else { at(folder.path()) });
         assert!(lines.iter().filter(|l| l.contains("\"phase\":\"end\"")).count() >= 12);
         // What was recorded until then is whole.
         let events: Vec<Value> =

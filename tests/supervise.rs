@@ -14,16 +14,23 @@ struct Daemon {
     process: Child,
     socket: UnixDatagram,
     folder: tempfile::TempDir,
+    source: String,
 }
 
 impl Daemon {
     /// Watches the demo as a camera.
     fn start() -> Daemon {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).display();
+        Daemon::watching(&format!("{root}/demo/demo.mp4"))
+    }
+
+    fn watching(source: &str) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let mut daemon = Daemon { process: Command::new("true").stdin(Stdio::null()).spawn().unwrap(), socket, folder };
+        let process = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+        let mut daemon = Daemon { process, socket, folder, source: source.into() };
         daemon.process.wait().unwrap();
         daemon.write("[events]\nstart = 0.5\n");
         daemon.process = Command::new(env!("CARGO_BIN_EXE_actiond"))
@@ -46,7 +53,8 @@ impl Daemon {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).display();
         let config = format!(
             "[model]\npath = \"{root}/models/default\"\n[journal]\npath = \"journal\"\n\
-             [[camera]]\nid = \"door\"\nsource = \"{root}/demo/demo.mp4\"\nrealtime = true\n{rest}"
+             [[camera]]\nid = \"door\"\nsource = \"{}\"\nrealtime = true\n{rest}",
+            self.source
         );
         fs::write(self.folder.path().join("actiond.toml"), config).unwrap();
     }
@@ -115,6 +123,23 @@ fn it_is_ready_when_the_model_has_answered_alive_while_it_works_and_stops_in_ord
     // The model is loaded and cameras are waited for with patience.
     assert!(before.iter().any(|line| line.starts_with("EXTEND_TIMEOUT_USEC=")), "{before:?}");
     assert!(before.contains(&"STATUS=loading the model".to_owned()), "{before:?}");
+    for _ in 0..3 {
+        daemon.hears("WATCHDOG=1");
+    }
+    daemon.stop();
+}
+
+/// Its recordings have ended, and it waits for a signal: that is no reason to restart it, which would play them again.
+#[test]
+fn a_daemon_with_nothing_left_to_do_is_alive() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = folder.path().join("clip.y4m");
+    let mut frames = b"YUV4MPEG2 W64 H64 F25:1 C420jpeg\n".to_vec();
+    (0..80u8).for_each(|i| frames.extend([b"FRAME\n".as_slice(), &[i; 64 * 64 * 3 / 2]].concat()));
+    fs::write(&clip, frames).unwrap();
+    let mut daemon = Daemon::watching(clip.to_str().unwrap());
+    daemon.says("every recording has ended; waiting for a signal");
+    daemon.listen(Duration::from_secs(2));
     for _ in 0..3 {
         daemon.hears("WATCHDOG=1");
     }

@@ -148,8 +148,18 @@ pub fn run(args: &Args) -> Result<()> {
     });
     let board = Arc::new(Board::new(plan.cameras.iter().map(|c| c.id.as_str()), plan.publish.watched()));
     let publisher = publisher(&plan, &model, &journal, &board, &handles)?;
+    if let Some(publisher) = &publisher {
+        metrics.watch_sinks(publisher.stats());
+    }
     let keeper = Keeper::start(journal.clone(), board.clone(), handles.clone(), metrics.clone(), mode)?;
-    let mut output = Output { journal, board, recorder, metrics, printer: Printer::new(), ended: truths.as_ref().map(|_| Vec::new()) };
+    let mut output = Output {
+        journal,
+        board,
+        recorder,
+        metrics,
+        printer: Printer::new(),
+        ended: truths.as_ref().map(|_| Vec::new()),
+    };
     let feeds = Feed::shared(&handles, &plan.cameras);
     let result = watch(&feeds, &specs, &mut recognizer, &bell, &shutdown, &mut output, || {
         let failed_all = handles.iter().all(|c| c.status(|s| s.failed.is_some()));
@@ -298,6 +308,8 @@ fn publisher(
     cameras: &[Arc<Camera>],
 ) -> Result<Option<Publisher>> {
     plan.publish.check(&model.labels)?;
+    let remote = plan.publish.mqtt.is_some();
+    let switches = Arc::new(Switches::new(cameras, &plan.journal.path, board.clone(), remote));
     if plan.publish.is_empty() {
         return Ok(None);
     }
@@ -315,7 +327,7 @@ fn publisher(
         device: plan.device.clone(),
         journal: lock(journal).shared(),
         board: board.clone(),
-        switches: Arc::new(Switches::new(cameras, &plan.journal.path, board.clone())),
+        switches,
         facts,
     };
     Publisher::start(&plan.publish, daemon).map(Some)

@@ -9,6 +9,7 @@
 //! | `events.jsonl` | what is written now |
 //! | `events-000000000123.jsonl` | a file that was full or a day old, by the number of its first event |
 //! | `events.jsonl.torn` | half a line that a power cut left |
+//! | `events.reserve` | room for what waits in memory, should the daemon end while the disk is full |
 //! | `events.lock` | held by the daemon |
 //! | `cursor-NAME.json` | how far a sink has come |
 //!
@@ -19,7 +20,8 @@
 //! - Numbers have no hole, over restarts and rotations, but for what is counted: events that the bound of a full disk
 //!   dropped, and damaged lines. No number is given twice.
 //! - A full disk stops nothing: events get their numbers, wait in memory, at most [`MOST_WAITING`], are seen by sinks at
-//!   once with the flag `volatile`, and are written in order as soon as there is room.
+//!   once with the flag `volatile`, and are written in order as soon as there is room, or when the daemon is stopped into
+//!   the room that was kept. A kill or a power cut while the disk is full loses what waits; its numbers stay given.
 //! - Files are removed whole, the oldest first, and only when every sink has read them; `max_mb` alone goes before that,
 //!   and what a sink then misses is counted, logged and told to it.
 
@@ -27,6 +29,7 @@ mod cursor;
 mod files;
 mod follow;
 mod reader;
+mod reserve;
 mod shared;
 
 use std::{
@@ -50,6 +53,7 @@ pub use self::{
 };
 use self::{
     files::{Damage, create, rotated, rotated_name, sync_folder},
+    reserve::Reserve,
     shared::State,
 };
 use crate::{
@@ -170,6 +174,7 @@ pub struct Journal {
     dirty: bool,
     line: Vec<u8>,
     shared: Arc<Shared>,
+    reserve: Reserve,
     /// Said that files which some sink has yet to read are kept beyond their time.
     told_kept: bool,
 }
@@ -218,9 +223,10 @@ impl Journal {
             let before = files::tail(&file, true).map_err(damage(&before.path))?.last.unwrap_or(before.first);
             last = last.max(before);
         }
-        // A damaged line had a number that someone may have seen, and a cursor may have come to one that was in memory
-        // only: neither is given again.
-        let newest = (last + tail.damaged).max(cursor::highest(folder));
+        // A damaged line had a number that someone may have seen, and sinks may have seen some that were in memory only:
+        // none is given again.
+        let reserve = Reserve::open(folder);
+        let newest = (last + tail.damaged).max(cursor::highest(folder)).max(reserve.number());
         let first = files::first(&file, newest).map_err(|e| cannot("read", e))?.unwrap_or(newest + 1);
         let ends: Vec<u64> = whole.iter().skip(1).map(|f| f.first - 1).chain([first - 1]).collect();
         let whole = whole.into_iter().zip(ends).filter_map(|(f, last)| {
@@ -241,6 +247,7 @@ impl Journal {
             dirty: false,
             line: Vec::new(),
             shared: Shared::new(folder.to_owned(), newest, recent(&tail.lines)),
+            reserve,
             told_kept: false,
             file,
         };
@@ -279,6 +286,7 @@ impl Journal {
         if self.fsync == Fsync::Event || waiting >= MOST_WAITING / 2 && !full {
             self.flush();
         } else if full {
+            self.reserve.keep_number(event.seq);
             self.shared.tell();
         }
         if let Some(waiting) = self.shared.lock().waiting.back().filter(|waiting| waiting.seq == event.seq) {
@@ -289,6 +297,7 @@ impl Journal {
     /// Once a second: syncs, tries again where the disk was full, rotates, and removes what is old.
     pub fn tick(&mut self) {
         self.flush();
+        self.reserve.fill();
         let age = self.begun.elapsed().unwrap_or_default();
         if self.length > 0 && age >= self.limits.file_age {
             self.rotate();
@@ -353,13 +362,14 @@ impl Journal {
     fn failed(&mut self, e: &io::Error) {
         self.dirty = true;
         self.cut();
-        let (was, waiting) = {
+        let (was, waiting, newest) = {
             let mut state = self.shared.lock();
             state.cuts += 1;
             let was = state.full;
             state.is_full();
-            (was, state.waiting.len())
+            (was, state.waiting.len(), state.newest)
         };
+        self.reserve.keep_number(newest);
         // Once, not per event: metrics have it as long as it lasts.
         if !was {
             log::error!(
@@ -512,6 +522,19 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         self.flush();
+        let waiting = |journal: &Journal| {
+            let state = journal.shared.lock();
+            Some((state.waiting.len(), state.waiting.front()?.seq, state.waiting.back()?.seq))
+        };
+        if waiting(self).is_some() && self.reserve.release() {
+            self.flush();
+        }
+        if let Some((count, first, last)) = waiting(self) {
+            log::error!(
+                "{}: {count} events, {first} to {last}, waited in memory for room on the disk and are lost",
+                self.path().display()
+            );
+        }
     }
 }
 
@@ -575,6 +598,29 @@ mod tests {
 
     fn add(folder: &Path, bytes: &[u8]) {
         OpenOptions::new().append(true).open(folder.join(EVENTS)).unwrap().write_all(bytes).unwrap();
+    }
+
+    #[test]
+    fn no_file_is_passed_over_that_is_rotated_while_a_reader_looks_for_it() {
+        // Where syncing takes no time files come fast.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let path = folder.path().to_owned();
+        let limits = Limits { file_bytes: 1, ..Limits::from(&Config::default()) };
+        let mut journal = Journal::open_with(&path, Fsync::Event, limits).unwrap();
+        let writer = std::thread::spawn(move || (0..1500).for_each(|_| journal.append(&mut sample(0))));
+        let mut reader = Reader::new(&path, 0);
+        let mut last = 0;
+        while last < 1500 {
+            let over = writer.is_finished();
+            match reader.next_event().unwrap() {
+                Some(event) => {
+                    assert_eq!(event.seq, last + 1);
+                    last = event.seq;
+                }
+                None => assert!(!over, "nothing behind {last}"),
+            }
+        }
+        writer.join().unwrap();
     }
 
     #[test]

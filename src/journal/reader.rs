@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{EVENTS, files::rotated};
+use super::{
+    EVENTS,
+    files::{Rotated, rotated},
+};
 use crate::{
     error::{Error, Result},
     event::{Event, VERSION},
@@ -144,47 +147,48 @@ impl Reader {
     /// The file that the first wanted event is in.
     fn first(&self) -> io::Result<Option<Open>> {
         let from = self.from.max(self.after.saturating_add(1));
-        let files = rotated(&self.folder)?;
-        let at = files.iter().rposition(|f| f.first <= from).unwrap_or(0);
-        self.open_first_of(files[at.min(files.len())..].iter().map(|f| f.path.clone()))
+        self.open_first_of(|files| files.iter().rposition(|f| f.first <= from).unwrap_or(0))
     }
 
     /// The file behind the one that is open.
     fn following(&self) -> io::Result<Option<Open>> {
-        let files = rotated(&self.folder)?;
         let inode = self.file.as_ref().map(|f| f.inode);
-        let ours = files.iter().position(|f| fs::metadata(&f.path).ok().map(|m| m.ino()) == inode);
-        let next = match ours {
-            Some(ours) => ours + 1,
-            // It was removed: what comes behind is told by the numbers.
-            None => files.iter().position(|f| f.first > self.after).unwrap_or(files.len()),
-        };
-        self.open_first_of(files[next..].iter().map(|f| f.path.clone()))
+        self.open_first_of(|files| {
+            match files.iter().position(|f| fs::metadata(&f.path).ok().map(|m| m.ino()) == inode) {
+                Some(ours) => ours + 1,
+                // It was removed: what comes behind is told by the numbers.
+                None => files.iter().position(|f| f.first > self.after).unwrap_or(files.len()),
+            }
+        })
     }
 
-    /// Opens the first of these that is there, or the file that is written now.
-    fn open_first_of(&self, rotated: impl Iterator<Item = PathBuf>) -> io::Result<Option<Open>> {
-        for path in rotated.chain([self.folder.join(EVENTS)]) {
-            match File::open(&path) {
-                Ok(file) => {
-                    let inode = file.metadata()?.ino();
-                    let file = BufReader::new(file);
-                    let (offset, last, line_number) = (0, 0, 0);
-                    return Ok(Some(Open {
-                        path,
-                        file,
-                        inode,
-                        offset,
-                        last,
-                        line_number,
-                        overlong: false,
-                        closed: false,
-                    }));
+    /// Opens the first of the rotated files from a place on that is there, or the file that is written now.
+    fn open_first_of(&self, place: impl Fn(&[Rotated]) -> usize) -> io::Result<Option<Open>> {
+        loop {
+            let files = rotated(&self.folder)?;
+            let paths = files.iter().skip(place(&files)).map(|f| f.path.clone());
+            let mut opened = None;
+            for path in paths.chain([self.folder.join(EVENTS)]) {
+                match File::open(&path) {
+                    Ok(file) => {
+                        opened = Some((path, file));
+                        break;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
                 }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
             }
+            let Some((path, file)) = opened else { return Ok(None) };
+            // Between the list and the opening the file that was written may have been rotated: this is the one behind it
+            // then, and that one would be passed over.
+            if path.ends_with(EVENTS) && rotated(&self.folder)?.last().map(|f| f.first) != files.last().map(|f| f.first)
+            {
+                continue;
+            }
+            let inode = file.metadata()?.ino();
+            let file = BufReader::new(file);
+            let (offset, last, line_number) = (0, 0, 0);
+            return Ok(Some(Open { path, file, inode, offset, last, line_number, overlong: false, closed: false }));
         }
-        Ok(None)
     }
 }

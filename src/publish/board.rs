@@ -105,13 +105,21 @@ pub struct Switches {
 }
 
 impl Switches {
-    /// Pauses the cameras that were paused when the daemon ended.
-    pub fn new(cameras: &[Arc<Camera>], folder: &Path, board: Arc<Board>) -> Self {
+    /// Pauses the cameras that were paused when the daemon ended, also where nothing `remote` is there any more to switch
+    /// them on: whoever removes a broker does not mean to look into a bedroom.
+    pub fn new(cameras: &[Arc<Camera>], folder: &Path, board: Arc<Board>, remote: bool) -> Self {
         let switches = Switches { cameras: cameras.to_vec(), path: folder.join("paused.json"), board };
         for camera in cameras {
             let paused = switches.saved().contains(&camera.id);
-            if paused {
+            if paused && remote {
                 log::warn!("camera {}: paused, as it was switched off; its switch turns it on", camera.id);
+            } else if paused {
+                log::warn!(
+                    "camera {}: paused, as it was switched off by MQTT, and without [mqtt] it has no switch: to turn it on \
+                     remove {} and restart",
+                    camera.id,
+                    switches.path.display()
+                );
             }
             camera.pause(paused);
             switches.show(camera);

@@ -15,7 +15,7 @@ mod webhook;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -195,8 +195,9 @@ impl Publisher {
         Ok(Publisher { thread, ending, journal: daemon.journal, stats })
     }
 
-    pub fn stats(&self) -> Vec<Stats> {
-        self.stats.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    /// How each sink is doing, as it goes on.
+    pub fn stats(&self) -> Vec<Arc<Mutex<Stats>>> {
+        self.stats.clone()
     }
 
     /// Delivers what there is, for so long at the most, and ends. What is left is delivered after the next start.

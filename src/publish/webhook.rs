@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     event::Event,
     secret::Secret,
+    source::percent_decoded,
 };
 
 /// How long an answer may take.
@@ -148,7 +149,8 @@ impl Webhook {
         if status.is_success() {
             return Ok(Answer::Taken(status));
         }
-        let said: String = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(200).collect();
+        let said = self.without_secrets(&String::from_utf8_lossy(&body));
+        let said: String = said.chars().filter(|c| !c.is_control()).take(200).collect();
         let said = format!("the answer was {status}{}{said}", if said.is_empty() { "" } else { ": " });
         match status {
             // About this very event, and it will not get better: the ones behind it must not wait for ever.
@@ -157,6 +159,22 @@ impl Webhook {
             }
             _ => Err(Error::unavailable(said)),
         }
+    }
+
+    /// An answer without our address's path and our headers, which servers like to repeat.
+    fn without_secrets(&self, answer: &str) -> String {
+        let address = self.uri.path_and_query().map(|p| p.as_str()).unwrap_or_default();
+        let words = address.split(['/', '?', '&', '=', ';']).map(String::from);
+        let login = self.uri.authority().and_then(|a| a.as_str().rsplit_once('@')).map(|(login, _)| login);
+        let login = login.into_iter().flat_map(|login| login.split(':')).map(String::from);
+        let headers = self.headers.iter().filter_map(|(_, value)| value.to_str().ok());
+        let headers = headers.flat_map(|value| value.split(' ')).map(String::from);
+        let mut words: Vec<String> = words.chain(login).chain(headers).collect();
+        words.extend(words.clone().iter().map(|word| percent_decoded(word)));
+        // What is shorter keeps no secret, and would make stars of the rest.
+        words.retain(|word| word.len() >= 4);
+        words.sort_by_key(|word| std::cmp::Reverse(word.len()));
+        words.iter().fold(answer.to_owned(), |answer, word| answer.replace(word.as_str(), "***"))
     }
 }
 
@@ -219,6 +237,25 @@ mod tests {
 
     fn config(text: &str) -> Config {
         toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn an_answer_that_repeats_the_address_shows_nothing_of_it() {
+        let text = "url = \"http://user:passw0rd@example.org/services/T0/s3cr%2Bet?key=hunter2\"\n\
+                    headers = { Authorization = \"Bearer k3y-abc\" }";
+        let webhook = Webhook::new(&config(text)).unwrap();
+        for answer in [
+            "Cannot POST /services/T0/s3cr%2Bet?key=hunter2",
+            "no route for s3cr+et with hunter2",
+            "token k3y-abc is wrong, and passw0rd as well",
+        ] {
+            let said = webhook.without_secrets(answer);
+            assert!(said.contains("***"), "{said}");
+            for secret in ["s3cr", "hunter2", "k3y-abc", "passw0rd"] {
+                assert!(!said.contains(secret), "{said}");
+            }
+        }
+        assert_eq!(webhook.without_secrets("the field `label` is missing"), "the field `label` is missing");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub struct Frames {
     /// The picture before and this one, as they stand in a file.
     before: Vec<u8>,
     now: Vec<u8>,
-    /// The disk had no more room.
+    /// The disk is nearly full.
     stopped: bool,
 }
 
@@ -71,7 +71,7 @@ impl Frames {
         }
     }
 
-    /// Takes a picture that became frames, the first of them with number `first`. When the disk is full it says so once.
+    /// Takes a picture that became frames, the first of them with number `first`. When the disk is nearly full it says so once.
     pub fn take(&mut self, picture: &Picture, admission: Admission, first: u64) {
         if self.stopped {
             return;
@@ -104,6 +104,7 @@ impl Frames {
             }
             if let Some((file, _)) = &mut self.file {
                 let bytes = if repeat { &self.before } else { &self.now };
+                super::leave_room(&self.folder, bytes.len())?;
                 file.write_all(bytes)?;
                 self.length += bytes.len() as u64;
             }

@@ -128,7 +128,34 @@ impl Header {
     }
 }
 
-/// Writes a run's scores. Recording is beside the point of a daemon: when the disk is full it says so once, and stops.
+/// What a file system holds and what is free of it, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    pub size: u64,
+    pub free: u64,
+}
+
+pub fn room(folder: &Path) -> io::Result<Room> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(Room { size: disk.f_blocks.saturating_mul(disk.f_frsize), free: disk.f_bavail.saturating_mul(disk.f_frsize) })
+}
+
+/// Recordings end while this much is free, or a twentieth of a small disk: the journal must not go short of room for them.
+const LEFT: u64 = 256 << 20;
+
+/// Errors: `StorageFull` where a recording should not write so many bytes more.
+fn leave_room(folder: &Path, bytes: usize) -> io::Result<()> {
+    let Room { size, free } = room(folder)?;
+    let left = LEFT.min(size / 20);
+    if free >= left.saturating_add(bytes as u64) {
+        return Ok(());
+    }
+    let what = format!("the disk is nearly full, and its last {} MB are not for recordings", left.div_ceil(1 << 20));
+    Err(io::Error::new(io::ErrorKind::StorageFull, what))
+}
+
+/// Writes a run's scores. Recording is beside the point of a daemon: when the disk is nearly full it says so once, and
+/// stops.
 #[derive(Debug)]
 pub struct Recorder {
     path: PathBuf,
@@ -298,6 +325,7 @@ impl Recorder {
 
     fn append(&mut self) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
+        leave_room(self.path.parent().unwrap_or(Path::new(".")), self.piece.len())?;
         file.write_all(&self.piece)?;
         self.length += self.piece.len() as u64;
         Ok(())

@@ -186,7 +186,7 @@ fn host(rest: &str) -> Option<&str> {
     (!host.is_empty() && !host.starts_with(':')).then_some(host)
 }
 
-fn percent_decoded(text: &str) -> String {
+pub(crate) fn percent_decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
@@ -236,9 +236,25 @@ pub fn redact(text: &str) -> String {
     }
     out.push_str(rest);
     // Some cameras take it in the path or behind the `?`.
-    for key in ["user-pw=", "proxy-pw=", "password=", "passwd=", "pwd=", "pass=", "token=", "auth=", "secret="] {
+    let keys = [
+        "user-pw=",
+        "proxy-pw=",
+        "password=",
+        "passwd=",
+        "pwd=",
+        "pass=",
+        "loginpas=",
+        "passphrase=",
+        "token=",
+        "auth=",
+        "secret=",
+        "apikey=",
+        "api_key=",
+    ];
+    for key in keys {
         let mut from = 0;
-        while let Some(at) = out[from..].find(key).map(|i| from + i + key.len()) {
+        // Letters of other scripts keep their places.
+        while let Some(at) = out[from..].to_ascii_lowercase().find(key).map(|i| from + i + key.len()) {
             let value = &out[at..];
             let end = match value.chars().next() {
                 Some(quote @ ('"' | '\'')) => value[1..].find(quote).map_or(value.len(), |i| i + 2),
@@ -368,6 +384,8 @@ mod tests {
             ("rtsp://host:554/a@b", "rtsp://host:554/a@b"),
             ("rtsp://user:hunt/er2@host/s", "rtsp://user:***@host/s"),
             ("http://host/cgi?usr=admin&pwd=hunter2&x=1", "http://host/cgi?usr=admin&pwd=***&x=1"),
+            ("http://host/cgi?Password=hunter2&é=1", "http://host/cgi?Password=***&é=1"),
+            ("http://host/snap.cgi?loginuse=u&loginpas=hunter2", "http://host/snap.cgi?loginuse=u&loginpas=***"),
             ("rtsp://host/user=admin_password=hunter2_channel=1", "rtsp://host/user=admin_password=***"),
             (
                 "gst:rtspsrc location=rtsp://u:hunter2@h user-pw=hunter2 ! x",
