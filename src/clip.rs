@@ -6,7 +6,7 @@ use crate::{
     decide,
     error::{Error, Kind, Result},
     frame::Frame,
-    inference::{Hop, Lane, Network, Progress, Reach},
+    inference::{self, Hop, Lane, Network, Progress, Reach},
     input,
     intake::{Intake, Output},
     model::{By, Layout, Model, Rule},
@@ -140,7 +140,8 @@ impl Clip {
     /// until the scores, which may look further back than a window's, have seen it.
     fn windows_at(&self, model: &Model, network: &mut dyn Network, hop: usize, ends: &[usize]) -> Result<Vec<Logits>> {
         network.reset(Lane(0));
-        let window = window(model).max(1);
+        // In a mode that carries states a hop may take more frames than the window has.
+        let window = inference::rhythm(model, network, hop).window.max(1);
         let reach = network.reach();
         let mut progress = Progress::default();
         let mut all = Vec::with_capacity(ends.len());

@@ -192,7 +192,7 @@ pub fn natural_mode(model: &Model, hop: usize) -> (Mode, Option<Error>) {
 
 /// Whether all streams of a model can be had in a mode, with a hop of so many frames.
 ///
-/// Errors: as [`crate::compile::compile`].
+/// Errors: as [`crate::compile::compile`], and `Config` when a hop takes more frames than are kept of a camera.
 pub fn check_mode(model: &Model, mode: Mode, hop: usize) -> Result<()> {
     for stream in &model.manifest.streams {
         let Some(file) = stream.files.first().filter(|_| mode != Mode::Dense) else { continue };
