@@ -278,6 +278,32 @@ fn eval_holds_events_against_a_timeline() {
     assert!(stderr(&output).contains("a.tsv:2: expected label, start_s and end_s"), "{}", stderr(&output));
 }
 
+/// A camera's recording that was away for ten seconds: what comes behind the cut has its own times.
+#[test]
+fn eval_finds_behind_a_cut_what_run_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (clip, timeline) = (folder.path().join("a.mkv"), folder.path().join("a.tsv"));
+    let jump = "setpts='PTS+gte(T,20)*10/TB'";
+    ffmpeg(&["-i", demo().to_str().unwrap(), "-an", "-vf", jump, "-vsync", "passthrough"], &clip);
+    let mut shifted = String::new();
+    for (i, line) in fs::read_to_string(root().join("demo/demo.tsv")).unwrap().lines().enumerate() {
+        let cells = line.split('\t').enumerate().map(|(c, cell)| match cell.parse::<f64>() {
+            Ok(t) if i > 0 && (c == 1 || c == 2) && t >= 20.0 => format!("{}", t + 10.0),
+            _ => cell.to_owned(),
+        });
+        shifted += &(cells.collect::<Vec<_>>().join("\t") + "\n");
+    }
+    fs::write(&timeline, &shifted).unwrap();
+    let (output, _) = watch(&[&clip], &["--timeline", timeline.to_str().unwrap()]);
+    let told = stdout(&output);
+    let output = actiond(&["eval", "models/default", folder.path().to_str().unwrap(), "--mode", "window", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (found, actions) = (report["events"]["found"].as_u64().unwrap(), report["events"]["actions"].as_u64().unwrap());
+    assert!(told.contains(&format!("{found} of {actions} actions found")), "{found} of {actions}; run: {told}");
+    assert!(found * 4 > actions * 3, "{found} of {actions}");
+}
+
 #[test]
 fn bench_measures_each_stage_and_live_cameras() {
     let output = actiond(&["bench", "models/default", "--seconds", "3", "--backend", "cpu", "--hop", "16", "--json"]);

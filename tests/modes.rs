@@ -298,7 +298,7 @@ fn a_clip_s_scores_are_the_same_at_every_hop() {
         let rgb = (0..3 * 8 * 8).map(|_| (level + random.below(50)) as u8).collect();
         Frame { number, still: 0, views: vec![View { rgb, flow: Vec::new() }] }
     };
-    let clip = Clip { frames: (0..64).map(&mut frame).collect() };
+    let clip = Clip { frames: (0..64).map(&mut frame).collect(), cuts: Vec::new() };
     let scores = |hop: usize| {
         let mut network = load_at(&model, "tract", Mode::Carried, hop);
         assert!(hop == 8 || network.frames(0) > 16);

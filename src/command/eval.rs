@@ -273,7 +273,7 @@ fn score(
     let reach = network.reach();
     let seen = match truths.is_empty() {
         true => Vec::new(),
-        false => events(model, hop, &windows, &clip.ends(model, hop, &reach), &reach)?,
+        false => events(model, hop, &clip, &windows, &reach)?,
     };
     Ok(Scored { scores: scores.iter().map(|w| clip_scores(w, by)).collect(), truths, seen })
 }
@@ -282,8 +282,8 @@ fn score(
 fn events(
     model: &Model,
     hop: usize,
+    clip: &Clip,
     windows: &[decide::Scores],
-    ends: &[usize],
     reach: &Reach,
 ) -> Result<Vec<(Seen, f64)>> {
     let seconds = |frame: u64| frame as f64 / FPS as f64;
@@ -305,11 +305,20 @@ fn events(
         }
     };
     let window = clip::window(model);
-    for (scores, &end) in windows.iter().zip(ends) {
-        let (first_frame, last_frame) = (end.saturating_sub(window) as u64, end as u64 - 1);
+    let pieces = clip.pieces();
+    let (mut piece, mut last) = (0, 0);
+    for (scores, end) in windows.iter().zip(clip.ends(model, hop, reach)) {
+        if end.piece != piece {
+            // A jump back lost nothing that can be counted, and is a gap as well.
+            let frames = &pieces[piece].frames;
+            decider.gap((pieces[end.piece].number - pieces[piece].number).saturating_sub(frames.len() as u64).max(1));
+            piece = end.piece;
+        }
+        let number = |frame: usize| pieces[piece].number + frame as u64;
+        let (first_frame, last_frame) = (number(end.end.saturating_sub(window)), number(end.end) - 1);
         take(decider.step(&HopScores { first_frame, last_frame, scores }), last_frame);
+        last = last_frame;
     }
-    let last = *ends.last().unwrap_or(&1) as u64 - 1;
     take(decider.finish(last), last);
     Ok(seen)
 }
