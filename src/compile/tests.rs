@@ -575,6 +575,45 @@ fn what_has_no_rule_is_refused_by_name_with_what_would_help() {
     assert!(compile(&unknown).is_err());
 }
 
+/// Before opset 13 Softmax is over all axes from its own on, and that is 1 where it does not say; since then it is one
+/// axis, the last.
+#[test]
+fn softmax_is_read_as_its_opset_has_it() {
+    for op in ["Softmax", "LogSoftmax"] {
+        for (opset, axis, good) in [
+            (12, None, false),
+            (12, Some(1), false),
+            (12, Some(2), false),
+            (12, Some(3), true),
+            (12, Some(-1), true),
+            (13, None, true),
+            (13, Some(1), true),
+            (13, Some(2), false),
+        ] {
+            let bytes = with_middle(|g, x| {
+                g.opset = opset;
+                let axis = axis.map(|a| ("axis", Attribute::Int(a)));
+                g.op(op, &[x], axis.as_slice())
+            });
+            let asked = request(&bytes, 16, Mode::Window, 4, None);
+            match compile(&asked) {
+                Ok(program) => {
+                    assert!(good, "{op} of opset {opset} over {axis:?} mixes time");
+                    let video = Video::new(6, 20);
+                    let mut live = Live::new(program, 16, f32::NAN);
+                    live.step(&video, 16, true);
+                    let scores = live.step(&video, 20, false);
+                    assert_close(&scores, &floats(&dense(&bytes, &video, 4, 20)), &format!("{op} {opset} {axis:?}"));
+                }
+                Err(e) => {
+                    assert!(!good && e.kind() == Kind::Model, "{op} of opset {opset} over {axis:?}: {e}");
+                    assert!(e.to_string().contains(&format!("({op})")) && e.to_string().contains("mode dense"), "{e}");
+                }
+            }
+        }
+    }
+}
+
 /// Every byte of a small graph changed, and cut off everywhere: a sentence or a program, never a panic, and never more
 /// memory or time than a graph takes.
 #[test]
