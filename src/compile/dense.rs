@@ -135,10 +135,28 @@ pub(super) struct Input<'a> {
     pub shape: Vec<usize>,
     pub axis: usize,
     pub output: &'a str,
+    /// Which pools end time, where that was decided at another length than this: a pool over all of a window's columns is
+    /// an ordinary one over a longer clip's.
+    pub closing: Option<Closing>,
 }
+
+/// The pools that end time, by their output: how many of the window's last columns they leave out.
+pub(super) type Closing = HashMap<String, i64>;
 
 pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto> {
     ModelProto::decode(bytes).map_err(|e| Error::model(format!("it is not an ONNX file: {e}")))
+}
+
+/// The pools that end time in this graph.
+pub(super) fn closing(dense: &Dense) -> Closing {
+    let pools = dense.nodes.iter().filter(|n| n.proto.op_type.ends_with("Pool"));
+    let ends = pools.filter_map(|node| match (node.rule, node.inputs.iter().flatten().next()) {
+        (Rule::Close { to, .. }, Some(&input)) => {
+            Some((node.proto.output.first()?.clone(), dense.tensors[input].columns() - to))
+        }
+        _ => None,
+    });
+    ends.collect()
 }
 
 pub(super) fn read(mut model: ModelProto, input: &Input) -> Result<Dense> {
@@ -207,6 +225,7 @@ fn constants_to_initializers(graph: &mut GraphProto) {
 
 struct Reader<'a> {
     opset: i64,
+    closing: Option<Closing>,
     tensors: Vec<Tensor>,
     ids: HashMap<String, Id>,
     /// Constants by name: initializers, and what is made of nothing else; with a shape where it is known.
@@ -248,7 +267,14 @@ impl<'a> Reader<'a> {
             )));
         }
         let ids = [(first.name.clone(), 0)].into();
-        Ok(Reader { opset, ids, tensors: vec![first], constants, closed: HashSet::new() })
+        Ok(Reader {
+            opset,
+            closing: input.closing.clone(),
+            ids,
+            tensors: vec![first],
+            constants,
+            closed: HashSet::new(),
+        })
     }
 
     fn node(&mut self, mut proto: NodeProto) -> Result<Node> {
@@ -474,11 +500,16 @@ impl<'a> Reader<'a> {
         let (slide, shape) = self.slide(proto, x, &kernel, ceil)?;
         let tensor = Tensor { shape, ..x.clone() };
         // One column that sees no padding: the end of time, whatever it is called.
-        if tensor.columns() == 1 && slide.front == 0 && slide.back <= 0 && slide.kernel > 1 {
+        let ends = tensor.columns() == 1 && slide.front == 0 && slide.back <= 0 && slide.kernel > 1;
+        let to = match (&self.closing, proto.output.first()) {
+            (Some(closing), Some(name)) => closing.get(name).map(|left_out| x.columns() - left_out),
+            _ => ends.then_some(slide.kernel),
+        };
+        if let Some(to) = to {
             let mean = proto.op_type == "AveragePool";
             set_ints(proto, "strides", |strides| strides[slide.spatial.0] = 1);
             set_pads(proto, &slide, 0, 0);
-            return Ok((Rule::Close { from: 0, to: slide.kernel, mean }, vec![], 0));
+            return Ok((Rule::Close { from: to - slide.kernel, to, mean }, vec![], 0));
         }
         Ok((rule(slide), vec![tensor], 0))
     }

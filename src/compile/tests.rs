@@ -705,6 +705,44 @@ fn networks_of_other_families_go_through_the_same_rules() {
     }
 }
 
+/// A pool over all of the window's columns ends time in a hop and in the clip that the hop is measured against alike,
+/// whatever stride it has: in a longer clip it is over the last columns.
+#[test]
+fn a_pool_over_the_whole_window_is_measured_against_the_last_columns() {
+    let side = SIDE as i64;
+    for op in ["AveragePool", "MaxPool"] {
+        // The window has 8 columns there; a kernel of 7 with a stride of 7 leaves the last one out.
+        for (kernel, stride) in [(8, 8), (8, 1), (7, 7)] {
+            let mut g = Graph::new(41);
+            let x = g.input("input", DataType::Float, &[Dim::N(1), Dim::N(2), Dim::T("T"), Dim::N(side), Dim::N(side)]);
+            let pads = Attribute::Ints(&[1; 6]);
+            let x = g.convolution(&x, [2, 4], [3, 3, 3], &[("pads", pads), ("strides", Attribute::Ints(&[2, 1, 1]))]);
+            let x = g.op("LeakyRelu", &[&x], &[]);
+            let kernel = Attribute::Ints(&[kernel, side, side]);
+            let x = g.op(op, &[&x], &[("kernel_shape", kernel), ("strides", Attribute::Ints(&[stride, 1, 1]))]);
+            let flat = g.op("Flatten", &[&x], &[]);
+            let weights = g.weights(&[3, 4]);
+            let y = g.op("Gemm", &[&flat, &weights], &[("transB", Attribute::Int(1))]);
+            g.output(&y, "logits", &[Dim::N(1), Dim::N(3)]);
+            let bytes = g.bytes();
+            for mode in [Mode::Carried, Mode::Continuous] {
+                let asked = request(&bytes, 16, mode, 4, None);
+                let program = compile(&asked).unwrap();
+                let frames = (program.warm_after + 4).next_multiple_of(4).max(16);
+                let video = Video::new(42, frames);
+                let plain = reference(&asked, &program, frames).unwrap();
+                let mut live = Live::new(program, 16, f32::NAN);
+                let mut scores = Vec::new();
+                for end in (4..=frames).step_by(4) {
+                    scores = live.step(&video, end, false);
+                }
+                let what = format!("{op} {stride} {mode:?}");
+                assert_close(&scores, &floats(&dense(&plain, &video, 0, frames)), &what);
+            }
+        }
+    }
+}
+
 /// What the fuzzer starts from, as files: `cargo test --release --lib seeds_for -- --ignored` writes them anew.
 #[test]
 #[ignore = "writes fuzz/seeds/graph"]
