@@ -21,6 +21,10 @@ use tract_onnx::pb::tensor_proto::DataType;
 
 const HOP: usize = 8;
 
+/// A stream of small pictures.
+const SMALL: &str = "name = \"rgb\"\nkind = \"rgb\"\nframes = 16\nsize = [8, 8]\nfit = \"squeeze\"\nlayout = \"NCTHW\"\n\
+     input = \"input\"\noutput = \"logits\"\ndtype = \"f32\"\nrange = [-1.0, 1.0]";
+
 fn shipped() -> Model {
     Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default")).unwrap()
 }
@@ -288,9 +292,7 @@ fn a_clip_s_scores_are_the_same_at_every_hop() {
     let x = g.relu(&x);
     let x = g.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&[2, 3, 4])), ("keepdims", Attribute::Int(0))]);
     g.output(&x, "logits", &[Dim::N(1), Dim::N(4)]);
-    let stream = "name = \"rgb\"\nkind = \"rgb\"\nframes = 16\nsize = [8, 8]\nfit = \"squeeze\"\nlayout = \"NCTHW\"\n\
-                  input = \"input\"\noutput = \"logits\"\ndtype = \"f32\"\nrange = [-1.0, 1.0]";
-    onnx::write_model(folder.path(), 4, &[(stream, vec![("f32", "rgb.onnx", &g.bytes())])]);
+    onnx::write_model(folder.path(), 4, &[(SMALL, vec![("f32", "rgb.onnx", &g.bytes())])]);
     let model = Model::load(folder.path()).unwrap();
     let mut random = Random(9);
     let mut frame = |number| {
@@ -308,4 +310,28 @@ fn a_clip_s_scores_are_the_same_at_every_hop() {
     let small: Vec<_> = small.into_iter().step_by(2).collect();
     assert!(far(&small, &large) < 1e-5, "{small:?} {large:?}");
     assert!(far(&small[1..], &small[..small.len() - 1]) > 0.01);
+}
+
+/// A difference to what is no number is not 0.
+#[test]
+fn compile_refuses_scores_that_are_no_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut g = onnx::Graph::new(4);
+    let x = g.input("input", DataType::Float, &[1, 3, 16, 8, 8].map(Dim::N));
+    let x = g.convolution(&x, [3, 4], [3, 3, 3], &[("pads", Attribute::Ints(&[1; 6]))]);
+    let damaged = g.floats(&[1], &[f32::NAN]);
+    let x = g.op("Mul", &[&x, &damaged], &[]);
+    let x = g.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&[2, 3, 4])), ("keepdims", Attribute::Int(0))]);
+    g.output(&x, "logits", &[Dim::N(1), Dim::N(4)]);
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    onnx::write_model(&model, 4, &[(SMALL, vec![("f32", "rgb.onnx", &g.bytes())])]);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_actiond"))
+        .args(["compile", "model", "--mode", "window", "--hop", "8", "--backend", "tract"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("rgb.onnx: a score of it is NaN"), "{told}");
 }
