@@ -253,6 +253,27 @@ fn eval_scores_a_folder_of_labelled_clips() {
 }
 
 #[test]
+fn eval_says_at_once_where_no_picture_can_be_drawn_and_reports_before_it_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let png = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(png("folder.png")).unwrap();
+    for (name, word) in [("c.txt", "end in .png"), ("none/c.png", "no folder"), ("folder.png", "is a folder")] {
+        let output = actiond(&["eval", "models/default", "demo", "--json", "--png", &png(name)]);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(stderr(&output).contains(word) && stdout(&output).is_empty(), "{name}: {}", stderr(&output));
+    }
+    // What goes wrong only when it is written.
+    let clips = folder.path().join("clips/walking");
+    fs::create_dir_all(&clips).unwrap();
+    ffmpeg(&["-t", "2", "-i", demo().to_str().unwrap(), "-an"], &clips.join("a.mp4"));
+    std::os::unix::fs::symlink("/dev/full", png("full.png")).unwrap();
+    let clips = folder.path().join("clips");
+    let output = actiond(&["eval", "models/default", clips.to_str().unwrap(), "--json", "--png", &png("full.png")]);
+    assert!(!output.status.success() && stderr(&output).contains("full.png"), "{}", stderr(&output));
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["clips"], 1);
+}
+
+#[test]
 fn eval_holds_events_against_a_timeline() {
     let output = actiond(&["eval", "models/default", root().join("demo").to_str().unwrap(), "--json"]);
     assert!(output.status.success(), "{}", stderr(&output));
