@@ -547,6 +547,28 @@ fn a_model_with_one_byte_changed_is_refused() {
     assert!(stderr(&output).contains("rgb.onnx is not the file"), "{}", stderr(&output));
 }
 
+/// One reason, and the one that counts: not what each backend has to say about it.
+#[test]
+fn a_hop_that_the_mode_can_t_have_is_one_sentence() {
+    for command in [["infer", "models/default", "demo/demo.mp4"], ["eval", "models/default", "demo"]] {
+        let output = actiond(&[&command[..], &["--mode", "carried", "--hop", "7"]].concat());
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("--hop 8") && told.matches("a hop of 7").count() == 1, "{told}");
+        assert!(told.len() < 400 && !told.contains("tensorrt"), "{told}");
+    }
+}
+
+/// `doctor` looks where `run` would: beside the binary, whatever folder it is started in.
+#[test]
+fn doctor_finds_the_model_that_run_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(ACTIOND).args(["doctor", "--json"]).current_dir(folder.path()).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let model = report["findings"].as_array().unwrap().iter().find(|f| f["area"] == "model").unwrap().clone();
+    assert_eq!(model["state"], "good", "{model}");
+}
+
 #[test]
 fn nothing_to_watch_is_bad_input() {
     let output = actiond(&["run"]);
