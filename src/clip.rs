@@ -3,6 +3,7 @@
 use std::{fmt, ops::Range, path::Path};
 
 use crate::{
+    cadence::FPS,
     decide,
     error::{Error, Kind, Result},
     frame::Frame,
@@ -92,12 +93,19 @@ pub type Logits = Vec<Vec<f32>>;
 
 impl Clip {
     /// Decodes, scales and computes flow for a whole file.
+    ///
+    /// Errors: `Config` for a clip whose frames would take more than most of the memory that is left.
     pub fn read(path: &Path, model: &Model) -> Result<Clip> {
+        Clip::read_within(path, model, memory_left() / 4 * 3)
+    }
+
+    fn read_within(path: &Path, model: &Model, most: usize) -> Result<Clip> {
         let (specs, _) = scale::views(&model.manifest);
         let mut intake = Intake::new(&specs, Region::WHOLE)?;
         let uri = Uri::file(path);
         let mut source = source::open(&uri, &source::Options::default())?;
         let mut clip = Clip { frames: Vec::new(), cuts: Vec::new() };
+        let mut held = 0;
         loop {
             let picture = match source.next() {
                 Ok(picture) => picture,
@@ -110,9 +118,21 @@ impl Clip {
                 Err(e) => return Err(e),
             };
             intake.take(&picture, &mut |output| match output {
-                Output::Frame(frame) => clip.frames.push(frame.clone()),
+                Output::Frame(frame) => {
+                    held += frame.views.iter().map(|v| v.rgb.len() + size_of_val(v.flow.as_slice())).sum::<usize>();
+                    clip.frames.push(frame.clone());
+                }
                 Output::Cut { lost } => clip.cuts.push(Cut { at: clip.frames.len(), lost }),
             })?;
+            if held > most {
+                return Err(Error::config(format!(
+                    "{}: too long for this machine's memory, where its first {:.0} s have taken {} MB: cut it into shorter \
+                     clips (ffmpeg -i IN -f segment -segment_time 60 -reset_timestamps 1 OUT%03d.mp4), or watch it with run",
+                    path.display(),
+                    clip.frames.len() as f64 / FPS as f64,
+                    held >> 20
+                )));
+            }
         }
         if clip.frames.is_empty() {
             return Err(Error::config(format!("{}: no pictures in it", path.display())));
@@ -291,6 +311,13 @@ fn score(
     Ok(network.step(Lane(0), &hop)?.logits.clone())
 }
 
+/// Bytes of memory that may still be taken, as the kernel tells; any number where it does not.
+fn memory_left() -> usize {
+    let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = told.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
+    kilobytes.and_then(|n| n.parse::<usize>().ok()).map_or(usize::MAX, |n| n.saturating_mul(1024))
+}
+
 /// Up to `count` ends of windows of `window` frames, spread evenly over all that lie within a piece, from the first to
 /// the last.
 fn spread(window: usize, pieces: &[Piece], count: usize) -> Vec<End> {
@@ -399,6 +426,15 @@ mod tests {
         let all: Vec<_> = spread(16, &pieces, 25).iter().map(|e| (e.piece, e.end)).collect();
         assert_eq!(all, [(0, 16), (0, 17), (0, 18), (0, 19), (0, 20), (1, 4), (2, 16)]);
         assert_eq!(ends(20, 16, 3, &Reach::default(), false), [16, 19, 20]);
+    }
+
+    #[test]
+    fn a_clip_that_memory_does_not_hold_is_refused() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let model = Model::load(&here.join("models/default")).unwrap();
+        let e = Clip::read_within(&here.join("demo/demo.mp4"), &model, 1 << 20).err().unwrap();
+        assert!(e.kind() == Kind::Config && e.to_string().contains("demo.mp4: too long"), "{e}");
+        assert!(memory_left() > 1 << 20);
     }
 
     #[test]

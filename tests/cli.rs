@@ -344,6 +344,11 @@ fn bench_measures_each_stage_and_live_cameras() {
     assert!(report["cameras_sustained"].is_u64(), "{report}");
     assert!(report["peak_rss_mb"].as_f64().unwrap() > 50.0, "{report}");
 
+    // What would be over before it is measured.
+    let output = actiond(&["bench", "models/default", "--seconds", "3600"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("the live part plays 3602.6 s of it"), "{}", stderr(&output));
+
     let output = actiond(&["bench", "models/default", "--source", "gone.mp4"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("gone.mp4: there is no such clip; give one with --source"), "{}", stderr(&output));
