@@ -192,7 +192,7 @@ impl<'a> Recognizer<'a> {
             Mode::Dense => (Doubled::Never, Some(0.5)),
             // Measured, see docs/performance.md: the hop of 16 takes two thirds of two hops of 8, and three quarters.
             Mode::Window if 2 * hop <= WINDOW => (Doubled::Possible, Some(0.67)),
-            Mode::Carried if 2 * hop <= WINDOW => (Doubled::Possible, Some(0.77)),
+            Mode::Carried if doubles(model, network.as_ref(), hop) => (Doubled::Possible, Some(0.77)),
             // The work is that of the frames: 7 to 13 % less is not worth a second network.
             _ => (Doubled::Never, None),
         };
@@ -357,6 +357,11 @@ impl<'a> Recognizer<'a> {
     }
 
     fn has_doubled(&mut self, network: Result<Box<dyn Network>>) {
+        let (model, hop, shown) = (self.model, 2 * self.identity.hop, self.rhythm.window);
+        let network = network.and_then(|network| match inference::rhythm(model, network.as_ref(), hop).window {
+            takes if takes > shown => Err(Error::internal(format!("it takes {takes} frames of {shown}"))),
+            _ => Ok(network),
+        });
         match network {
             Ok(network) => {
                 let hop = Hop::of(network.as_ref(), self.names.len());
@@ -767,8 +772,13 @@ impl<'a> Recognizer<'a> {
 fn rhythm(model: &Model, network: &dyn Network, identity: &Identity) -> Rhythm {
     let rhythm = inference::rhythm(model, network, identity.hop);
     // A doubled hop's own frames must still be there.
-    let more = if identity.mode == Mode::Carried { identity.hop } else { 0 };
-    Rhythm { window: (rhythm.window + more).min(WINDOW), ..rhythm }
+    let more = if identity.mode == Mode::Carried && doubles(model, network, identity.hop) { identity.hop } else { 0 };
+    Rhythm { window: rhythm.window + more, ..rhythm }
+}
+
+/// Whether a ring holds what two hops as one take in carried mode: what one takes, and the frames of another.
+fn doubles(model: &Model, network: &dyn Network, hop: usize) -> bool {
+    inference::rhythm(model, network, hop).window + hop <= WINDOW
 }
 
 fn options(identity: &Identity) -> LoadOptions {
@@ -918,6 +928,22 @@ mod tests {
             View { rgb: vec![0; of(s.rgb, 3)], flow: vec![0.0; of(s.flow.is_some(), 2)] }
         };
         Frame { number: 0, still: 0, views: scale::views(&model.manifest).0.iter().map(view).collect() }
+    }
+
+    /// Two hops of 32 as one take 70 frames; the ring has 64, and would show the oldest again for those that it has not.
+    #[test]
+    fn a_doubled_hop_is_offered_only_where_the_ring_holds_what_it_takes() {
+        let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default")).unwrap();
+        for (hop, frames, doubles, window) in [(8, 14, true, 22), (24, 30, true, 54), (32, 38, false, 38)] {
+            let network = Slow::new(Mode::Carried, frames, Duration::ZERO, model.labels.len());
+            let identity = Identity { device: "test".into(), mode: Mode::Carried, hop };
+            let mut recognizer = Recognizer::with(&model, &[], identity, network, "slow");
+            assert_eq!(matches!(recognizer.doubled, Doubled::Possible), doubles, "{hop}");
+            assert_eq!(recognizer.rhythm().window, window, "{hop}");
+            // One that takes more than was thought is not used.
+            recognizer.has_doubled(Ok(Slow::new(Mode::Carried, window + 1, Duration::ZERO, model.labels.len())));
+            assert!(matches!(recognizer.doubled, Doubled::Never), "{hop}");
+        }
     }
 
     /// Watches `cameras` live cameras for `seconds`, whose hops take `cost` a stream; a doubled one takes half as much

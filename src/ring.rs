@@ -159,8 +159,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ring {
+    /// # Panics
+    /// For a window of more than [`WINDOW`] frames, which no network is loaded with: it would be shown fewer than it takes.
     pub fn new(pace: Pace, rhythm: Rhythm, bell: Arc<Bell>) -> Self {
-        let window = rhythm.window.clamp(1, WINDOW) as u64;
+        assert!(rhythm.window <= WINDOW, "a ring of {WINDOW} frames for a window of {}", rhythm.window);
+        let window = rhythm.window.max(1) as u64;
         let hop = rhythm.hop.max(1) as u64;
         let carried = rhythm.carried;
         let state = State {

@@ -253,6 +253,27 @@ fn eval_scores_a_folder_of_labelled_clips() {
 }
 
 #[test]
+fn eval_says_at_once_where_no_picture_can_be_drawn_and_reports_before_it_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let png = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(png("folder.png")).unwrap();
+    for (name, word) in [("c.txt", "end in .png"), ("none/c.png", "no folder"), ("folder.png", "is a folder")] {
+        let output = actiond(&["eval", "models/default", "demo", "--json", "--png", &png(name)]);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(stderr(&output).contains(word) && stdout(&output).is_empty(), "{name}: {}", stderr(&output));
+    }
+    // What goes wrong only when it is written.
+    let clips = folder.path().join("clips/walking");
+    fs::create_dir_all(&clips).unwrap();
+    ffmpeg(&["-t", "2", "-i", demo().to_str().unwrap(), "-an"], &clips.join("a.mp4"));
+    std::os::unix::fs::symlink("/dev/full", png("full.png")).unwrap();
+    let clips = folder.path().join("clips");
+    let output = actiond(&["eval", "models/default", clips.to_str().unwrap(), "--json", "--png", &png("full.png")]);
+    assert!(!output.status.success() && stderr(&output).contains("full.png"), "{}", stderr(&output));
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["clips"], 1);
+}
+
+#[test]
 fn eval_holds_events_against_a_timeline() {
     let output = actiond(&["eval", "models/default", root().join("demo").to_str().unwrap(), "--json"]);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -278,6 +299,32 @@ fn eval_holds_events_against_a_timeline() {
     assert!(stderr(&output).contains("a.tsv:2: expected label, start_s and end_s"), "{}", stderr(&output));
 }
 
+/// A camera's recording that was away for ten seconds: what comes behind the cut has its own times.
+#[test]
+fn eval_finds_behind_a_cut_what_run_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (clip, timeline) = (folder.path().join("a.mkv"), folder.path().join("a.tsv"));
+    let jump = "setpts='PTS+gte(T,20)*10/TB'";
+    ffmpeg(&["-i", demo().to_str().unwrap(), "-an", "-vf", jump, "-vsync", "passthrough"], &clip);
+    let mut shifted = String::new();
+    for (i, line) in fs::read_to_string(root().join("demo/demo.tsv")).unwrap().lines().enumerate() {
+        let cells = line.split('\t').enumerate().map(|(c, cell)| match cell.parse::<f64>() {
+            Ok(t) if i > 0 && (c == 1 || c == 2) && t >= 20.0 => format!("{}", t + 10.0),
+            _ => cell.to_owned(),
+        });
+        shifted += &(cells.collect::<Vec<_>>().join("\t") + "\n");
+    }
+    fs::write(&timeline, &shifted).unwrap();
+    let (output, _) = watch(&[&clip], &["--timeline", timeline.to_str().unwrap()]);
+    let told = stdout(&output);
+    let output = actiond(&["eval", "models/default", folder.path().to_str().unwrap(), "--mode", "window", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (found, actions) = (report["events"]["found"].as_u64().unwrap(), report["events"]["actions"].as_u64().unwrap());
+    assert!(told.contains(&format!("{found} of {actions} actions found")), "{found} of {actions}; run: {told}");
+    assert!(found * 4 > actions * 3, "{found} of {actions}");
+}
+
 #[test]
 fn bench_measures_each_stage_and_live_cameras() {
     let output = actiond(&["bench", "models/default", "--seconds", "3", "--backend", "cpu", "--hop", "16", "--json"]);
@@ -296,6 +343,11 @@ fn bench_measures_each_stage_and_live_cameras() {
     assert!(report["hop_ms"]["p99_ms"].as_f64().unwrap() >= parts, "{report}");
     assert!(report["cameras_sustained"].is_u64(), "{report}");
     assert!(report["peak_rss_mb"].as_f64().unwrap() > 50.0, "{report}");
+
+    // What would be over before it is measured.
+    let output = actiond(&["bench", "models/default", "--seconds", "3600"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("the live part plays 3602.6 s of it"), "{}", stderr(&output));
 
     let output = actiond(&["bench", "models/default", "--source", "gone.mp4"]);
     assert_eq!(output.status.code(), Some(2));
@@ -498,6 +550,28 @@ fn a_model_with_one_byte_changed_is_refused() {
     let output = actiond(&["infer", folder.path().to_str().unwrap(), demo().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("rgb.onnx is not the file"), "{}", stderr(&output));
+}
+
+/// One reason, and the one that counts: not what each backend has to say about it.
+#[test]
+fn a_hop_that_the_mode_can_t_have_is_one_sentence() {
+    for command in [["infer", "models/default", "demo/demo.mp4"], ["eval", "models/default", "demo"]] {
+        let output = actiond(&[&command[..], &["--mode", "carried", "--hop", "7"]].concat());
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("--hop 8") && told.matches("a hop of 7").count() == 1, "{told}");
+        assert!(told.len() < 400 && !told.contains("tensorrt"), "{told}");
+    }
+}
+
+/// `doctor` looks where `run` would: beside the binary, whatever folder it is started in.
+#[test]
+fn doctor_finds_the_model_that_run_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(ACTIOND).args(["doctor", "--json"]).current_dir(folder.path()).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let model = report["findings"].as_array().unwrap().iter().find(|f| f["area"] == "model").unwrap().clone();
+    assert_eq!(model["state"], "good", "{model}");
 }
 
 #[test]

@@ -8,14 +8,22 @@ mod onnx;
 use std::path::Path;
 
 use actiond::{
+    clip::Clip,
     config::Mode,
+    error::Kind,
+    frame::{Frame, View},
     inference::{self, Hop, Lane, LoadOptions, Network, Tensor},
     input,
     model::{Model, Precision, Stream},
 };
-use onnx::Random;
+use onnx::{Attribute, Dim, Random};
+use tract_onnx::pb::tensor_proto::DataType;
 
 const HOP: usize = 8;
+
+/// A stream of small pictures.
+const SMALL: &str = "name = \"rgb\"\nkind = \"rgb\"\nframes = 16\nsize = [8, 8]\nfit = \"squeeze\"\nlayout = \"NCTHW\"\n\
+     input = \"input\"\noutput = \"logits\"\ndtype = \"f32\"\nrange = [-1.0, 1.0]";
 
 fn shipped() -> Model {
     Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default")).unwrap()
@@ -31,6 +39,11 @@ fn usable() -> Vec<&'static str> {
 
 fn load(model: &Model, backend: &str, precision: Precision, mode: Mode) -> Box<dyn Network> {
     let options = LoadOptions { precision: Some(precision), mode, hop: HOP, ..LoadOptions::default() };
+    inference::load_with(model, &[backend.into()], &options).unwrap().0
+}
+
+fn load_at(model: &Model, backend: &str, mode: Mode, hop: usize) -> Box<dyn Network> {
+    let options = LoadOptions { precision: Some(Precision::F32), mode, hop, ..LoadOptions::default() };
     inference::load_with(model, &[backend.into()], &options).unwrap().0
 }
 
@@ -246,4 +259,79 @@ fn a_hop_that_does_not_fit_names_the_next_that_does() {
         let e = inference::load_with(&model, &["tract".into()], &options).err().unwrap();
         assert!(e.to_string().contains(&format!("--hop {next}")), "{e}");
     }
+}
+
+/// The frames that a hop takes beyond its own must be kept of a camera, or scores would be of other frames.
+#[test]
+fn a_hop_that_takes_more_frames_than_are_kept_names_the_largest_that_does_not() {
+    let model = shipped();
+    for mode in [Mode::Carried, Mode::Continuous] {
+        for hop in [64, 56] {
+            let options = LoadOptions { mode, hop, ..LoadOptions::default() };
+            let loaded = inference::load_with(&model, &["tract".into()], &options).map(|_| ());
+            for result in [inference::check_mode(&model, mode, hop), loaded] {
+                if hop == 56 {
+                    result.unwrap();
+                    continue;
+                }
+                let e = result.unwrap_err();
+                assert_eq!(e.kind(), Kind::Config, "{e}");
+                assert!(e.to_string().contains("takes 70 frames") && e.to_string().contains("(--hop 56)"), "{e}");
+            }
+        }
+    }
+}
+
+/// A clip's hops see all the frames that they take, also where those are more than the model's window.
+#[test]
+fn a_clip_s_scores_are_the_same_at_every_hop() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut g = onnx::Graph::new(3);
+    let x = g.input("input", DataType::Float, &[1, 3, 16, 8, 8].map(Dim::N));
+    let x = g.convolution(&x, [3, 4], [5, 3, 3], &[("pads", Attribute::Ints(&[2, 1, 1, 2, 1, 1]))]);
+    let x = g.relu(&x);
+    let x = g.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&[2, 3, 4])), ("keepdims", Attribute::Int(0))]);
+    g.output(&x, "logits", &[Dim::N(1), Dim::N(4)]);
+    onnx::write_model(folder.path(), 4, &[(SMALL, vec![("f32", "rgb.onnx", &g.bytes())])]);
+    let model = Model::load(folder.path()).unwrap();
+    let mut random = Random(9);
+    let mut frame = |number| {
+        let level = random.below(200);
+        let rgb = (0..3 * 8 * 8).map(|_| (level + random.below(50)) as u8).collect();
+        Frame { number, still: 0, views: vec![View { rgb, flow: Vec::new() }] }
+    };
+    let clip = Clip { frames: (0..64).map(&mut frame).collect(), cuts: Vec::new() };
+    let scores = |hop: usize| {
+        let mut network = load_at(&model, "tract", Mode::Carried, hop);
+        assert!(hop == 8 || network.frames(0) > 16);
+        clip.windows(&model, network.as_mut(), hop).unwrap()
+    };
+    let (small, large) = (scores(8), scores(16));
+    let small: Vec<_> = small.into_iter().step_by(2).collect();
+    assert!(far(&small, &large) < 1e-5, "{small:?} {large:?}");
+    assert!(far(&small[1..], &small[..small.len() - 1]) > 0.01);
+}
+
+/// A difference to what is no number is not 0.
+#[test]
+fn compile_refuses_scores_that_are_no_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut g = onnx::Graph::new(4);
+    let x = g.input("input", DataType::Float, &[1, 3, 16, 8, 8].map(Dim::N));
+    let x = g.convolution(&x, [3, 4], [3, 3, 3], &[("pads", Attribute::Ints(&[1; 6]))]);
+    let damaged = g.floats(&[1], &[f32::NAN]);
+    let x = g.op("Mul", &[&x, &damaged], &[]);
+    let x = g.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(&[2, 3, 4])), ("keepdims", Attribute::Int(0))]);
+    g.output(&x, "logits", &[Dim::N(1), Dim::N(4)]);
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    onnx::write_model(&model, 4, &[(SMALL, vec![("f32", "rgb.onnx", &g.bytes())])]);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_actiond"))
+        .args(["compile", "model", "--mode", "window", "--hop", "8", "--backend", "tract"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("rgb.onnx: a score of it is NaN"), "{told}");
 }

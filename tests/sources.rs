@@ -415,6 +415,20 @@ fn as_a_camera_a_file_keeps_its_pace_and_a_slow_reader_misses_what_is_counted() 
     assert_eq!(seen.len(), 50);
 }
 
+/// The sink waits for as long as the gap lasts; nobody else may lose patience.
+#[test]
+fn as_a_camera_a_file_with_a_gap_in_its_timestamps_goes_on_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let video = format!("{},settb=1/1000,setpts='N*40+1500*gte(N,10)'", numbered("64x64", "25", 20));
+    let path = make(&folder, "gap.mkv", &video, "-vsync passthrough -c:v libx264 -preset ultrafast -bf 0 -qp 8");
+    let impatient = Options { realtime: true, stall: Duration::from_millis(500), ..options() };
+    let mut source = open(path.to_str().unwrap(), &impatient).unwrap();
+    let (seen, end) = play(&mut *source, Duration::ZERO);
+    assert_eq!(end.kind(), Kind::EndOfStream, "{end}");
+    let last = seen.last().unwrap();
+    assert!(last.number() == 19 && last.time > Duration::from_millis(2200), "{last:?}");
+}
+
 #[test]
 fn the_end_stays_the_end_and_a_source_may_be_left_at_any_time() {
     let folder = tempfile::tempdir().unwrap();

@@ -40,7 +40,7 @@ Example: actiond bench models/default --hop 8")]
 pub struct Args {
     /// The model's folder.
     model: PathBuf,
-    /// The clip to play: at least a few seconds long.
+    /// The clip to play: at least --seconds and a window long, for the live part.
     #[arg(long, value_name = "FILE", default_value = "demo/demo.mp4")]
     source: PathBuf,
     #[arg(long, value_enum, default_value = "dense")]
@@ -135,6 +135,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let model = Model::load(&args.model)?;
     let hop = model.hop(args.hop.map(usize::from))?;
+    if !args.no_live {
+        lasts(&args.source, live_length(args, &model))?;
+    }
     let options = LoadOptions { mode: args.mode, hop, ..LoadOptions::default() };
     let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;
     let mut precision: Vec<&str> = network.precision().iter().map(|p| p.name()).collect();
@@ -292,6 +295,34 @@ fn stages(model: &Model, network: &mut dyn Network, clip: &Path, hop: usize, len
     Ok(times)
 }
 
+/// How long the live part plays the clip: the first window has to fill before there is a hop.
+fn live_length(args: &Args, model: &Model) -> Duration {
+    Duration::from_secs(args.seconds) + Duration::from_millis(clip::window(model) as u64 * 40)
+}
+
+/// Looks whether a clip is as long as that: a camera that ends early is no load for the rest of the time, and a machine would
+/// be said to sustain more than it does.
+fn lasts(clip: &Path, length: Duration) -> Result<()> {
+    let mut source = source::open(&Uri::file(clip), &source::Options::default())?;
+    let mut last = Duration::ZERO;
+    while last < length {
+        match source.next() {
+            Ok(picture) => last = picture.time,
+            Err(e) if e.kind() == Kind::EndOfStream => {
+                return Err(Error::config(format!(
+                    "{}: lasts {:.1} s, and the live part plays {:.1} s of it (--seconds and a window): give a longer clip \
+                     with --source, fewer --seconds, or --no-live",
+                    clip.display(),
+                    last.as_secs_f64(),
+                    length.as_secs_f64()
+                )));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// From one picture of the clip to the next, with nothing else to do: at most a minute of 25 fps.
 fn decode(clip: &Path) -> Result<Vec<Duration>> {
     let mut source = source::open(&Uri::file(clip), &source::Options::default())?;
@@ -353,7 +384,7 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
             Ok(())
         }
     }
-    let (window, hop) = (clip::window(model), model.hop(args.hop.map(usize::from))?);
+    let hop = model.hop(args.hop.map(usize::from))?;
     let (specs, _) = scale::views(&model.manifest);
     let bell = Arc::new(Bell::default());
     let mut configs = Vec::new();
@@ -378,8 +409,7 @@ fn keeps_up(args: &Args, model: &Model, backend: &[String], cameras: usize) -> R
     }
     let shutdown = Shutdown::new();
     let stop = shutdown.clone();
-    // The first window has to fill before there is a hop.
-    let length = Duration::from_secs(args.seconds) + Duration::from_millis(window as u64 * 40);
+    let length = live_length(args, model);
     let timer = thread::spawn(move || {
         stop.wait_timeout(length);
         stop.set();

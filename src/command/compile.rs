@@ -207,6 +207,14 @@ fn difference(
             scores = live.step(Lane(0), &hop)?.logits[0].clone();
         }
         let expected = &whole.step(Lane(0), &clip.cut(clip.frames, columns, false, None))?.logits[0];
+        // `max` passes over what is no number, and would call it a difference of nothing.
+        if let Some(bad) = scores.iter().chain(expected).find(|score| !score.is_finite()) {
+            return Err(Error::model(format!(
+                "{}: a score of it is {bad} on noise in its input's range, so nothing can be measured; its weights are \
+                 damaged or overflow: export it again",
+                file.path.display()
+            )));
+        }
         Ok(scores.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
     })();
     let _ = fs::remove_dir_all(&folder);

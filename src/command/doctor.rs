@@ -10,7 +10,7 @@ use gstreamer::{self as gst, prelude::*};
 use serde::Serialize;
 
 use crate::{
-    config::{self, Plan},
+    config::Plan,
     error::{Error, Result},
     inference,
     model::Model,
@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     findings.extend(gstreamer_elements());
     findings.extend(usb_cameras());
     match &plan {
-        None => findings.push(model(Path::new(config::DEFAULT_MODEL))),
+        None => findings.push(model(&Plan::new().model)),
         Some((path, Ok(plan))) => {
             findings.push(Finding::good("config", path.display().to_string(), "no errors"));
             findings.push(model(&plan.model));
@@ -282,6 +282,12 @@ fn model(folder: &Path) -> Finding {
 
 /// A camera of the config, as far as one sees without opening it.
 fn configured(id: &str, uri: &Uri) -> Finding {
+    if let Uri::Usb(device) = uri
+        && !device.exists()
+    {
+        return Finding::bad("cameras", id, format!("{uri} is not there"))
+            .mend("plug it in; `usb` above has those that are, and /dev/v4l/by-id names that stay");
+    }
     let missing = uri.path().filter(|path| !path.exists());
     match missing {
         Some(_) => Finding::bad("cameras", id, format!("{uri} does not exist")).mend("check the path of its source"),
@@ -371,6 +377,8 @@ cameras  – csi     none
     #[test]
     fn a_configured_recording_must_exist_and_passwords_stay_hidden() {
         assert_eq!(configured("a", &Uri::File("/nowhere.mp4".into())).state, State::Bad);
+        let usb = configured("u", &Uri::Usb("/dev/video4711".into()));
+        assert_eq!((usb.state, usb.found.as_str()), (State::Bad, "usb:/dev/video4711 is not there"));
         let camera = configured("b", &Uri::Rtsp("rtsp://u:hunter2@h/s".into()));
         assert_eq!((camera.state, camera.found.as_str()), (State::Good, "rtsp://u:***@h/s"));
     }

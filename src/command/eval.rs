@@ -116,6 +116,8 @@ struct Unread {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    // Before the hours that scoring may take.
+    args.png.as_deref().map_or(Ok(()), can_be_drawn)?;
     let model = Model::load(&args.model)?;
     let (clips, unknown) = collect(&args.dir, &model)?;
     for folder in &unknown {
@@ -201,13 +203,35 @@ pub fn run(args: &Args) -> Result<()> {
         report.top1.insert(name.clone(), f64::from(*one) / report.clips as f64);
         report.top5.insert(name.clone(), f64::from(*five) / report.clips as f64);
     }
-    if let Some(png) = &args.png {
-        confusion_png(&report, png)?;
+    // First what was measured: a picture that can't be written takes nothing with it.
+    match args.json {
+        true => say_json(&report)?,
+        false => say(&table(&report, &names))?,
     }
-    if args.json {
-        return say_json(&report);
+    args.png.as_deref().map_or(Ok(()), |png| confusion_png(&report, png))
+}
+
+/// Whether a picture can be put there, as far as one sees without writing it.
+fn can_be_drawn(path: &Path) -> Result<()> {
+    let known = image::ImageFormat::from_path(path).is_ok_and(|format| format.writing_enabled());
+    if !known {
+        return Err(Error::config(format!(
+            "--png {}: no picture is written under such a name; let it end in .png",
+            path.display()
+        )));
     }
-    say(&table(&report, &names))
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(Error::config(format!(
+            "--png {}: there is no folder {}; make it first",
+            path.display(),
+            folder.display()
+        )));
+    }
+    if path.is_dir() {
+        return Err(Error::config(format!("--png {}: that is a folder; name a file in it", path.display())));
+    }
+    Ok(())
 }
 
 impl Events {
@@ -273,7 +297,7 @@ fn score(
     let reach = network.reach();
     let seen = match truths.is_empty() {
         true => Vec::new(),
-        false => events(model, hop, &windows, &clip.ends(model, hop, &reach), &reach)?,
+        false => events(model, hop, &clip, &windows, &reach)?,
     };
     Ok(Scored { scores: scores.iter().map(|w| clip_scores(w, by)).collect(), truths, seen })
 }
@@ -282,8 +306,8 @@ fn score(
 fn events(
     model: &Model,
     hop: usize,
+    clip: &Clip,
     windows: &[decide::Scores],
-    ends: &[usize],
     reach: &Reach,
 ) -> Result<Vec<(Seen, f64)>> {
     let seconds = |frame: u64| frame as f64 / FPS as f64;
@@ -305,11 +329,20 @@ fn events(
         }
     };
     let window = clip::window(model);
-    for (scores, &end) in windows.iter().zip(ends) {
-        let (first_frame, last_frame) = (end.saturating_sub(window) as u64, end as u64 - 1);
+    let pieces = clip.pieces();
+    let (mut piece, mut last) = (0, 0);
+    for (scores, end) in windows.iter().zip(clip.ends(model, hop, reach)) {
+        if end.piece != piece {
+            // A jump back lost nothing that can be counted, and is a gap as well.
+            let frames = &pieces[piece].frames;
+            decider.gap((pieces[end.piece].number - pieces[piece].number).saturating_sub(frames.len() as u64).max(1));
+            piece = end.piece;
+        }
+        let number = |frame: usize| pieces[piece].number + frame as u64;
+        let (first_frame, last_frame) = (number(end.end.saturating_sub(window)), number(end.end) - 1);
         take(decider.step(&HopScores { first_frame, last_frame, scores }), last_frame);
+        last = last_frame;
     }
-    let last = *ends.last().unwrap_or(&1) as u64 - 1;
     take(decider.finish(last), last);
     Ok(seen)
 }
@@ -416,7 +449,13 @@ fn confusion_png(report: &Report, path: &Path) -> Result<()> {
         write(&mut picture, label, 6, margin + i * CELL + CELL / 2 - 4, false, black);
         write(&mut picture, label, margin + i * CELL + CELL / 2 - 4, margin - 6, true, black);
     }
-    picture.save(path).map_err(|e| Error::unavailable(format!("cannot write {}", path.display())).caused_by(e))
+    let cannot = || Error::unavailable(format!("cannot write {}", path.display()));
+    // In memory first: what a full disk leaves in a buffer would be lost without a word.
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::ImageFormat::from_path(path)
+        .and_then(|format| picture.write_to(&mut bytes, format))
+        .map_err(|e| cannot().caused_by(e))?;
+    fs::write(path, bytes.into_inner()).map_err(|e| cannot().caused_by(e))
 }
 
 /// Writes text in an 8x8 font, to the right from (x, y), or upwards.

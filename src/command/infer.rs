@@ -63,6 +63,8 @@ struct Top {
 pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model)?;
     let hop = model.hop(args.hop.map(usize::from))?;
+    // Before the clip is decoded.
+    inference::check_mode(&model, args.mode, hop)?;
     let clip = Clip::read(&args.clip, &model)?;
     let options = LoadOptions { precision: args.precision, mode: args.mode, hop, ..LoadOptions::default() };
     let (mut network, backend) = inference::load_with(&model, &args.backend, &options)?;

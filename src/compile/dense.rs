@@ -135,26 +135,44 @@ pub(super) struct Input<'a> {
     pub shape: Vec<usize>,
     pub axis: usize,
     pub output: &'a str,
+    /// Which pools end time, where that was decided at another length than this: a pool over all of a window's columns is
+    /// an ordinary one over a longer clip's.
+    pub closing: Option<Closing>,
 }
+
+/// The pools that end time, by their output: how many of the window's last columns they leave out.
+pub(super) type Closing = HashMap<String, i64>;
 
 pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto> {
     ModelProto::decode(bytes).map_err(|e| Error::model(format!("it is not an ONNX file: {e}")))
+}
+
+/// The pools that end time in this graph.
+pub(super) fn closing(dense: &Dense) -> Closing {
+    let pools = dense.nodes.iter().filter(|n| n.proto.op_type.ends_with("Pool"));
+    let ends = pools.filter_map(|node| match (node.rule, node.inputs.iter().flatten().next()) {
+        (Rule::Close { to, .. }, Some(&input)) => {
+            Some((node.proto.output.first()?.clone(), dense.tensors[input].columns() - to))
+        }
+        _ => None,
+    });
+    ends.collect()
 }
 
 pub(super) fn read(mut model: ModelProto, input: &Input) -> Result<Dense> {
     let mut graph = model.graph.take().ok_or_else(|| Error::model("there is no graph in it"))?;
     // The oldest in which Slice takes its bounds as inputs, and Pad its pads.
     let opset = model.opset_import.iter().filter(|o| o.domain.is_empty() || o.domain == "ai.onnx").map(|o| o.version);
-    match opset.max() {
+    let opset = match opset.max() {
         None => return Err(Error::model("it does not say which opset it is of")),
         Some(version) if version < 11 => {
             return Err(Error::model(format!("it is of opset {version}; export it with 11 or a newer one")));
         }
-        Some(_) => {}
-    }
+        Some(version) => version,
+    };
     prune(&mut graph, &[input.output]);
     constants_to_initializers(&mut graph);
-    let mut reader = Reader::new(&graph, input)?;
+    let mut reader = Reader::new(&graph, input, opset)?;
     let mut nodes = Vec::with_capacity(graph.node.len());
     for (number, node) in graph.node.iter().enumerate() {
         let named = if node.name.is_empty() { format!("number {number}") } else { format!("`{}`", node.name) };
@@ -206,6 +224,8 @@ fn constants_to_initializers(graph: &mut GraphProto) {
 }
 
 struct Reader<'a> {
+    opset: i64,
+    closing: Option<Closing>,
     tensors: Vec<Tensor>,
     ids: HashMap<String, Id>,
     /// Constants by name: initializers, and what is made of nothing else; with a shape where it is known.
@@ -222,7 +242,7 @@ struct Constant<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(graph: &'a GraphProto, input: &Input) -> Result<Self> {
+    fn new(graph: &'a GraphProto, input: &Input, opset: i64) -> Result<Self> {
         let declared = graph.input.iter().find(|v| v.name == input.name);
         let Some(declared) = declared else {
             return Err(Error::model(format!("it has no input `{}`", input.name)));
@@ -246,7 +266,15 @@ impl<'a> Reader<'a> {
                  mode dense"
             )));
         }
-        Ok(Reader { ids: [(first.name.clone(), 0)].into(), tensors: vec![first], constants, closed: HashSet::new() })
+        let ids = [(first.name.clone(), 0)].into();
+        Ok(Reader {
+            opset,
+            closing: input.closing.clone(),
+            ids,
+            tensors: vec![first],
+            constants,
+            closed: HashSet::new(),
+        })
     }
 
     fn node(&mut self, mut proto: NodeProto) -> Result<Node> {
@@ -308,7 +336,16 @@ impl<'a> Reader<'a> {
                 (Rule::Pointwise, vec![Tensor { shape, axis, ..x }], 0)
             }
             "Softmax" | "LogSoftmax" => {
-                let axis = wrapped(int(&proto, "axis").unwrap_or(-1), x.shape.len())?;
+                // Before opset 13 it normalises over all axes from that one on, taken together.
+                let together = self.opset < 13;
+                let axis = wrapped(int(&proto, "axis").unwrap_or(if together { 1 } else { -1 }), x.shape.len())?;
+                if together && axis < x.axis {
+                    return Err(self.mixes(&format!(
+                        "normalises over all axes from {axis} on, time among them, as it does before opset 13 (this graph \
+                         is of {}; from 13 on it is over one axis: export it anew if that is what is meant)",
+                        self.opset
+                    )));
+                }
                 if axis == x.axis {
                     return Err(self.mixes("normalises over time"));
                 }
@@ -463,11 +500,16 @@ impl<'a> Reader<'a> {
         let (slide, shape) = self.slide(proto, x, &kernel, ceil)?;
         let tensor = Tensor { shape, ..x.clone() };
         // One column that sees no padding: the end of time, whatever it is called.
-        if tensor.columns() == 1 && slide.front == 0 && slide.back <= 0 && slide.kernel > 1 {
+        let ends = tensor.columns() == 1 && slide.front == 0 && slide.back <= 0 && slide.kernel > 1;
+        let to = match (&self.closing, proto.output.first()) {
+            (Some(closing), Some(name)) => closing.get(name).map(|left_out| x.columns() - left_out),
+            _ => ends.then_some(slide.kernel),
+        };
+        if let Some(to) = to {
             let mean = proto.op_type == "AveragePool";
             set_ints(proto, "strides", |strides| strides[slide.spatial.0] = 1);
             set_pads(proto, &slide, 0, 0);
-            return Ok((Rule::Close { from: 0, to: slide.kernel, mean }, vec![], 0));
+            return Ok((Rule::Close { from: to - slide.kernel, to, mean }, vec![], 0));
         }
         Ok((rule(slide), vec![tensor], 0))
     }

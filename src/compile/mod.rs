@@ -53,7 +53,13 @@ pub struct Request<'a> {
 
 impl Request<'_> {
     fn input(&self) -> dense::Input<'_> {
-        dense::Input { name: self.input, shape: self.shape.clone(), axis: self.axis, output: self.output }
+        dense::Input {
+            name: self.input,
+            shape: self.shape.clone(),
+            axis: self.axis,
+            output: self.output,
+            closing: None,
+        }
     }
 }
 
@@ -94,6 +100,8 @@ impl Program {
 /// in: what the mode stands for, computed plainly. In window mode that is the window.
 pub fn reference(request: &Request, program: &Program, frames: usize) -> Result<Vec<u8>> {
     let mut input = request.input();
+    // What ends time does so at the window's length.
+    input.closing = Some(dense::closing(&dense::read(dense::decode(request.graph)?, &input)?));
     input.shape[request.axis] = frames;
     let dense = dense::read(dense::decode(request.graph)?, &input)?;
     let columns = columns::columns(&dense, request.mode, frames as i64, request.hop as i64)?;

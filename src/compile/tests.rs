@@ -575,6 +575,45 @@ fn what_has_no_rule_is_refused_by_name_with_what_would_help() {
     assert!(compile(&unknown).is_err());
 }
 
+/// Before opset 13 Softmax is over all axes from its own on, and that is 1 where it does not say; since then it is one
+/// axis, the last.
+#[test]
+fn softmax_is_read_as_its_opset_has_it() {
+    for op in ["Softmax", "LogSoftmax"] {
+        for (opset, axis, good) in [
+            (12, None, false),
+            (12, Some(1), false),
+            (12, Some(2), false),
+            (12, Some(3), true),
+            (12, Some(-1), true),
+            (13, None, true),
+            (13, Some(1), true),
+            (13, Some(2), false),
+        ] {
+            let bytes = with_middle(|g, x| {
+                g.opset = opset;
+                let axis = axis.map(|a| ("axis", Attribute::Int(a)));
+                g.op(op, &[x], axis.as_slice())
+            });
+            let asked = request(&bytes, 16, Mode::Window, 4, None);
+            match compile(&asked) {
+                Ok(program) => {
+                    assert!(good, "{op} of opset {opset} over {axis:?} mixes time");
+                    let video = Video::new(6, 20);
+                    let mut live = Live::new(program, 16, f32::NAN);
+                    live.step(&video, 16, true);
+                    let scores = live.step(&video, 20, false);
+                    assert_close(&scores, &floats(&dense(&bytes, &video, 4, 20)), &format!("{op} {opset} {axis:?}"));
+                }
+                Err(e) => {
+                    assert!(!good && e.kind() == Kind::Model, "{op} of opset {opset} over {axis:?}: {e}");
+                    assert!(e.to_string().contains(&format!("({op})")) && e.to_string().contains("mode dense"), "{e}");
+                }
+            }
+        }
+    }
+}
+
 /// Every byte of a small graph changed, and cut off everywhere: a sentence or a program, never a panic, and never more
 /// memory or time than a graph takes.
 #[test]
@@ -663,6 +702,44 @@ fn networks_of_other_families_go_through_the_same_rules() {
             scores = live.step(&video, end, false);
         }
         assert_close(&scores, &floats(&dense(&plain, &video, 0, frames)), name);
+    }
+}
+
+/// A pool over all of the window's columns ends time in a hop and in the clip that the hop is measured against alike,
+/// whatever stride it has: in a longer clip it is over the last columns.
+#[test]
+fn a_pool_over_the_whole_window_is_measured_against_the_last_columns() {
+    let side = SIDE as i64;
+    for op in ["AveragePool", "MaxPool"] {
+        // The window has 8 columns there; a kernel of 7 with a stride of 7 leaves the last one out.
+        for (kernel, stride) in [(8, 8), (8, 1), (7, 7)] {
+            let mut g = Graph::new(41);
+            let x = g.input("input", DataType::Float, &[Dim::N(1), Dim::N(2), Dim::T("T"), Dim::N(side), Dim::N(side)]);
+            let pads = Attribute::Ints(&[1; 6]);
+            let x = g.convolution(&x, [2, 4], [3, 3, 3], &[("pads", pads), ("strides", Attribute::Ints(&[2, 1, 1]))]);
+            let x = g.op("LeakyRelu", &[&x], &[]);
+            let kernel = Attribute::Ints(&[kernel, side, side]);
+            let x = g.op(op, &[&x], &[("kernel_shape", kernel), ("strides", Attribute::Ints(&[stride, 1, 1]))]);
+            let flat = g.op("Flatten", &[&x], &[]);
+            let weights = g.weights(&[3, 4]);
+            let y = g.op("Gemm", &[&flat, &weights], &[("transB", Attribute::Int(1))]);
+            g.output(&y, "logits", &[Dim::N(1), Dim::N(3)]);
+            let bytes = g.bytes();
+            for mode in [Mode::Carried, Mode::Continuous] {
+                let asked = request(&bytes, 16, mode, 4, None);
+                let program = compile(&asked).unwrap();
+                let frames = (program.warm_after + 4).next_multiple_of(4).max(16);
+                let video = Video::new(42, frames);
+                let plain = reference(&asked, &program, frames).unwrap();
+                let mut live = Live::new(program, 16, f32::NAN);
+                let mut scores = Vec::new();
+                for end in (4..=frames).step_by(4) {
+                    scores = live.step(&video, end, false);
+                }
+                let what = format!("{op} {stride} {mode:?}");
+                assert_close(&scores, &floats(&dense(&plain, &video, 0, frames)), &what);
+            }
+        }
     }
 }
 

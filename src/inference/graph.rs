@@ -19,6 +19,7 @@ use crate::{
     config::Mode,
     error::{Error, Result},
     model::{Dtype, File, Layout, Model, Stream},
+    ring::WINDOW,
 };
 
 /// A graph whose inputs and outputs are those that the manifest says.
@@ -124,16 +125,35 @@ impl Graph {
 
     /// The graph as a mode computes it; None in mode dense.
     ///
-    /// Errors: as [`compile::compile`].
+    /// Errors: as [`compile::compile`], and `Config` when a hop takes more frames than are kept of a camera, with the largest
+    /// hop that does not.
     pub fn stepped(&self, stream: &Stream, mode: Mode, hop: usize, columns: Option<usize>) -> Result<Option<Stepped>> {
         if mode == Mode::Dense {
             return Ok(None);
         }
         let cannot = |what: String| Error::model(format!("mode {} can't be had: {what}", mode.name()));
-        let request = request(&self.bytes, stream, mode, hop, columns)?;
+        let asked = |hop: usize| request(&self.bytes, stream, mode, hop, columns);
         let began = Instant::now();
-        let mut program = compile::compile(&request).map_err(|e| e.context(self.path.display()))?;
+        let mut program = compile::compile(&asked(hop)?).map_err(|e| e.context(self.path.display()))?;
         log::debug!("{}: compiled for {} in {:?}", self.path.display(), mode.name(), began.elapsed());
+        let taken = |program: &Program| Stream { frames: program.frames, ..stream.clone() }.reach();
+        let frames = taken(&program);
+        if frames > WINDOW {
+            let fits = |&hop: &usize| {
+                let program = asked(hop).and_then(|request| compile::compile(&request));
+                program.is_ok_and(|program| taken(&program) <= WINDOW)
+            };
+            // A hop that is shorter by less than what is too much would be too long as well.
+            let mend = match (1..=hop.saturating_sub(frames - WINDOW)).rev().find(fits) {
+                Some(largest) => format!("the largest hop that fits is {largest} (--hop {largest})"),
+                None => "no hop of it fits; use mode window or dense".into(),
+            };
+            return Err(Error::config(format!(
+                "a hop of {hop} takes {frames} frames in mode {}, with what its first convolution reaches back to, and no \
+                 more than {WINDOW} are kept of a camera; {mend}",
+                mode.name()
+            )));
+        }
         let element = |s: &compile::State| match DataType::try_from(s.dtype) {
             Ok(DataType::Float) => Ok(Element::F32),
             Ok(DataType::Int8) => Ok(Element::I8),

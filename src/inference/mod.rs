@@ -17,7 +17,7 @@ use std::{
 use crate::{
     compile::Packed,
     config::{DEFAULT_HOP, Mode, nearest},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     model::{File, Model, Precision, Stream},
     ring::Rhythm,
 };
@@ -192,7 +192,7 @@ pub fn natural_mode(model: &Model, hop: usize) -> (Mode, Option<Error>) {
 
 /// Whether all streams of a model can be had in a mode, with a hop of so many frames.
 ///
-/// Errors: as [`crate::compile::compile`].
+/// Errors: as [`crate::compile::compile`], and `Config` when a hop takes more frames than are kept of a camera.
 pub fn check_mode(model: &Model, mode: Mode, hop: usize) -> Result<()> {
     for stream in &model.manifest.streams {
         let Some(file) = stream.files.first().filter(|_| mode != Mode::Dense) else { continue };
@@ -297,7 +297,8 @@ pub fn load(model: &Model, order: &[String]) -> Result<(Box<dyn Network>, &'stat
 
 /// As [`load`], with options.
 ///
-/// Errors: the kind of the last backend's error; the message has every backend's reason.
+/// Errors: `Config` at the first backend that says so, as what was asked for can't be had of any; else the kind of the last
+/// backend's error, and the message has every backend's reason.
 pub fn load_with(model: &Model, order: &[String], options: &LoadOptions) -> Result<(Box<dyn Network>, &'static str)> {
     let names: Vec<&str> = if order.is_empty() { ORDER.to_vec() } else { order.iter().map(String::as_str).collect() };
     let mut reasons: Vec<(String, Error)> = Vec::new();
@@ -314,10 +315,11 @@ pub fn load_with(model: &Model, order: &[String], options: &LoadOptions) -> Resu
                 log::debug!("{name} loaded {} in {:.1} s", model.manifest.name, began.elapsed().as_secs_f32());
                 return Ok((network, backend.name()));
             }
+            Err(e) if e.kind() == Kind::Config => return Err(e.context(&model.manifest.name)),
             Err(e) => reasons.push((name.to_owned(), e)),
         }
     }
-    let kind = reasons.last().map_or(crate::error::Kind::Config, |(_, e)| e.kind());
+    let kind = reasons.last().map_or(Kind::Config, |(_, e)| e.kind());
     let reasons: Vec<String> = reasons.iter().map(|(name, e)| format!("{name}: {e}")).collect();
     Err(Error::new(kind, format!("no backend can run {}. {}", model.manifest.name, reasons.join("; "))))
 }

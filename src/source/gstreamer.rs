@@ -306,7 +306,9 @@ impl Stream {
         };
         if live || options.realtime {
             stream.pace = Pace::Live;
-        } else {
+        }
+        // At its own pace as well: the sink waits for as long as a gap in its timestamps lasts.
+        if !live {
             stream.stall = stream.stall.max(RECORDING_STALL);
         }
         // What is live comes at its own pace; everything else is held to its timestamps if it is to look live.

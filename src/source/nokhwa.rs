@@ -375,7 +375,7 @@ impl Unpacked {
             self.v.resize(half_width * half_height, 0);
         }
         match packed.format {
-            FrameFormat::MJPEG => self.fill_from_jpeg(bytes)?,
+            FrameFormat::MJPEG => self.fill_from_jpeg(bytes, [width, height])?,
             FrameFormat::YUYV => yuyv_to_i420(bytes, width, height, [&mut self.first, &mut self.u, &mut self.v]),
             FrameFormat::NV12 => {
                 self.first.copy_from_slice(&bytes[..width * height]);
@@ -401,7 +401,8 @@ impl Unpacked {
         Ok(())
     }
 
-    fn fill_from_jpeg(&mut self, bytes: &[u8]) -> std::result::Result<(), String> {
+    /// `agreed`: the size that the camera was asked for.
+    fn fill_from_jpeg(&mut self, bytes: &[u8], agreed: [usize; 2]) -> std::result::Result<(), String> {
         let bytes = if has_huffman_tables(bytes) {
             bytes
         } else {
@@ -414,7 +415,11 @@ impl Unpacked {
         };
         let decoder = image::codecs::jpeg::JpegDecoder::new(Cursor::new(bytes)).map_err(|e| e.to_string())?;
         let (width, height) = decoder.dimensions();
-        // The JPEG's own word counts: some cameras round the size that they were asked for.
+        // The JPEG's own word counts: some cameras round the size that they were asked for. What is far more is damage,
+        // and would be gigabytes.
+        if width as usize > 2 * agreed[0] || height as usize > 2 * agreed[1] {
+            return Err(format!("a JPEG of {width}x{height} where {}x{} was agreed on", agreed[0], agreed[1]));
+        }
         (self.width, self.height) = (width as usize, height as usize);
         self.first.resize(3 * self.width * self.height, 0);
         match decoder.color_type() {
@@ -622,6 +627,13 @@ mod tests {
         assert!(unpacked.first.iter().all(|v| v.abs_diff(90) < 4) && unpacked.first.len() == 45);
 
         assert!(unpacked.fill(&packed(FrameFormat::MJPEG, 18, 10, bytes[..40].to_vec())).is_err());
+        // A damaged size: no picture, and no memory for one.
+        let mut large = bytes.clone();
+        let size = large.windows(2).position(|m| m == [0xff, 0xc0]).unwrap() + 5;
+        large[size..size + 4].fill(0xff);
+        let mut unpacked = Unpacked::default();
+        let why = unpacked.fill(&packed(FrameFormat::MJPEG, 18, 10, large)).unwrap_err();
+        assert!(why.contains("65535x65535") && unpacked.first.capacity() < 1 << 20, "{why}");
         assert!(unpacked.fill(&packed(FrameFormat::MJPEG, 18, 10, vec![0; 4000])).is_err());
     }
 

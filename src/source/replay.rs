@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use image::AnimationDecoder;
+use image::{AnimationDecoder, ImageDecoder};
 use serde::Deserialize;
 
 use super::{Options, Pace, Source, unreadable};
@@ -22,6 +22,8 @@ use crate::{
 const DEFAULT_FPS: f64 = 25.0;
 /// No picture is wider or higher than this: 8K has 7680, and a damaged header must not ask for all memory.
 const LARGEST_SIDE: usize = 16384;
+/// What the decoder of an image may ask for, in bytes: 8K in RGBA has 133 MB. What it can't have ends the process.
+const LARGEST_IMAGE: u64 = 512 << 20;
 
 /// A recording that is read here.
 pub struct Replay {
@@ -373,6 +375,15 @@ fn shrink_chroma(wide: &[u8], width: usize, height: usize, halve_width: bool, ou
     }
 }
 
+/// A header is a few bytes and may ask for any amount of memory.
+fn limits() -> image::Limits {
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(LARGEST_SIDE as u32);
+    limits.max_image_height = Some(LARGEST_SIDE as u32);
+    limits.max_alloc = Some(LARGEST_IMAGE);
+    limits
+}
+
 struct Folder {
     images: Vec<PathBuf>,
     fps: f64,
@@ -434,7 +445,10 @@ impl Folder {
         let image = image::ImageReader::open(path)
             .and_then(|reader| reader.with_guessed_format())
             .map_err(image::ImageError::from)
-            .and_then(|reader| reader.decode())
+            .and_then(|mut reader| {
+                reader.limits(limits());
+                reader.decode()
+            })
             .map_err(|e| {
                 Error::config(format!("{} is not an image that can be read: remove or replace it", path.display()))
                     .caused_by(e)
@@ -461,6 +475,12 @@ struct Gif {
     begun: bool,
 }
 
+fn bounded_gif(file: File) -> image::ImageResult<image::codecs::gif::GifDecoder<BufReader<File>>> {
+    let mut decoder = image::codecs::gif::GifDecoder::new(BufReader::new(file))?;
+    decoder.set_limits(limits())?;
+    Ok(decoder)
+}
+
 struct GifImage {
     rgb: image::RgbImage,
     time: Duration,
@@ -474,7 +494,7 @@ impl Gif {
         let (sender, images) = mpsc::sync_channel(0);
         std::thread::Builder::new()
             .name("gif".into())
-            .spawn(move || match image::codecs::gif::GifDecoder::new(BufReader::new(file)) {
+            .spawn(move || match bounded_gif(file) {
                 Ok(decoder) => {
                     for image in decoder.into_frames() {
                         let failed = image.is_err();
@@ -765,5 +785,29 @@ mod tests {
         std::fs::write(&path, &bytes[..8]).unwrap();
         assert_eq!(open(&path).err().unwrap().kind(), Kind::Config);
         drop(open(&path));
+    }
+    /// A few bytes that say they are a picture of gigabytes.
+    #[test]
+    fn an_image_that_asks_for_all_memory_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for side in [65535u16, 16384] {
+            let size = [side.to_le_bytes(), side.to_le_bytes()].concat();
+            let frame = [b",\0\0\0\0".as_slice(), &size, b"\0\x02\x02\x44\x01\0;"].concat();
+            let path = folder.path().join("large.gif");
+            let colours = b"\x80\0\0\0\0\0\xff\xff\xff";
+            std::fs::write(&path, [b"GIF89a".as_slice(), &size, colours, &frame].concat()).unwrap();
+            let error = open(&path).err().unwrap();
+            assert!(error.kind() == Kind::Config && error.to_string().contains("large.gif"), "{error}");
+            std::fs::remove_file(&path).unwrap();
+
+            // A BMP that has its header and nothing else.
+            let folder = tempfile::tempdir().unwrap();
+            let side = i32::from(side).to_le_bytes();
+            let header =
+                [b"BM".as_slice(), &[0; 8], &[54, 0, 0, 0, 40, 0, 0, 0], &side, &side, &[1, 0, 24, 0], &[0; 24]];
+            std::fs::write(folder.path().join("1.bmp"), header.concat()).unwrap();
+            let (pictures, error) = play(&mut open(folder.path()).unwrap());
+            assert!(pictures.is_empty() && error.to_string().contains("1.bmp"), "{error}");
+        }
     }
 }

@@ -55,12 +55,13 @@ pub struct Graph {
     names: usize,
     /// Whether activations and weights of convolutions pass through a pair of QuantizeLinear and DequantizeLinear.
     pub quantized: bool,
+    pub opset: i64,
 }
 
 impl Graph {
     pub fn new(seed: u64) -> Self {
         let proto = GraphProto { name: "test".into(), ..GraphProto::default() };
-        Graph { proto, random: Random(seed), names: 0, quantized: false }
+        Graph { proto, random: Random(seed), names: 0, quantized: false, opset: 17 }
     }
 
     pub fn input(&mut self, name: &str, dtype: DataType, dims: &[Dim]) -> String {
@@ -159,7 +160,7 @@ impl Graph {
     pub fn bytes(self) -> Vec<u8> {
         ModelProto {
             ir_version: 8,
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: self.opset }],
             graph: Some(self.proto),
             ..ModelProto::default()
         }
