@@ -152,10 +152,13 @@ class Manifest:
 def staged(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` once the block ends well; files of `out` are in it already.
 
-    Whatever goes wrong before leaves `out` as it was: half a model is never seen.
+    Whatever goes wrong before leaves `out` as it was: half a model is never seen. Where `out` is a link, what it leads
+    to is meant.
     """
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     part, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
+    here = Path.cwd()
     try:
         if out.exists():
             shutil.copytree(out, part)
@@ -166,8 +169,14 @@ def staged(out: Path) -> Iterator[Path]:
             out.rename(old)
         part.rename(out)
     finally:
+        # By what lies there, not by what was done: an interruption can come between any two steps.
+        if old.exists() and not out.exists():
+            old.rename(out)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    if here.is_relative_to(out) and here.exists():
+        # It was in the folder that is gone; relative paths must go on meaning the same.
+        os.chdir(here)
 
 
 # A fall is over in a second and drowns in a mean; walking goes on, and its mean is steadier than its peaks.
