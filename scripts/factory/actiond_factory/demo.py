@@ -4,10 +4,9 @@ Writes DIR/demo.mp4 (640x360, 30 fps, H.264) and DIR/demo.tsv (label, start_s, e
 `nothing`). Captures are of test subjects only, procedural motion of seeds that no shard uses.
 
 Example:
-  python -m actiond_factory demo --out demo --mocap DIR --animations DIR
+  scripts/factory/factory demo --out demo --mocap DIR --animations DIR
 """
 
-import pickle
 from pathlib import Path
 
 import cv2
@@ -197,8 +196,10 @@ def add_arguments(parser):
 def main(args):
     """Render the scenes one after another into one file."""
     cv2.setNumThreads(1)
-    cached = args.cache and Path(args.cache).exists()
-    takes = pickle.loads(Path(args.cache).read_bytes()) if cached else m.load_takes(args.mocap, args.animations)
+    if args.cache:
+        takes = m.cached_takes(args.cache, args.mocap, args.animations)
+    else:
+        takes = m.load_takes(args.mocap, args.animations)
     lib = scripts.Library(takes)
     folder = Path(args.out)
     out = encoder(folder / "demo.mp4", *SIZE, RATE, crf=24, extra=("-preset", "slow"))

@@ -5,13 +5,19 @@ are enough because bodies are drawn as capsules between joints, and they make jo
 A person of canonical size is 1.75 m tall with a leg (hip to ankle) of 0.87 m; facing +z, their left is +x.
 """
 
+import hashlib
 import json
+import os
 import struct
 import tarfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from .errors import BadInput
 
 JOINTS = (
     "pelvis chest neck head l_shoulder l_elbow l_wrist l_hand r_shoulder r_elbow r_wrist r_hand "
@@ -404,14 +410,24 @@ GLB_KINDS = {
 }  # fmt: skip
 
 
+def sources(mocap, animations):
+    """The table of takes, the captures' archives and the animations' files; BadInput where one of them is not there."""
+    out = []
+    for folder, what in ((mocap, "classes.tsv"), (mocap, "*.tar.xz"), (animations, "*animations*.glb")):
+        out.append(sorted(Path(folder).glob(what)))
+        if not out[-1]:
+            raise BadInput(f"{folder}: no {what} in it" if Path(folder).is_dir() else f"{folder}: no such folder")
+    return out
+
+
 def load_takes(mocap, animations):
     """Every usable take of the two folders, as `Take`s (about a minute: 150 BVH files)."""
     takes = []
-    mocap, animations = Path(mocap), Path(animations)
-    rows = [line.split("\t") for line in (mocap / "classes.tsv").read_text().splitlines()]
+    (table,), archives, files = sources(mocap, animations)
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
     at = {name: i for i, name in enumerate(rows[0])}
     info = {r[at["take"]]: r for r in rows[1:]}
-    for archive in sorted(mocap.glob("*.tar.xz")):
+    for archive in archives:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = Path(member.name).stem
@@ -422,11 +438,46 @@ def load_takes(mocap, animations):
                 split = "held" if row[at["split"]] == "test" else "train"
                 takes.append(Take(name, row[at["class"]], row[at["subject"]], split, CAPTURE_RATE, track))
     done = set()
-    for path in sorted(animations.glob("*animations*.glb")):
+    for path in files:
         for name, track in read_glb(path.read_bytes()).items():
             if name in GLB_KINDS and name not in done:
                 done.add(name)
                 takes.append(Take(f"glb:{name}", GLB_KINDS[name], "glb", "train", 30.0, travel(track, name)))
+    return takes
+
+
+def fingerprint(mocap, animations):
+    """Of what `load_takes` reads: names, sizes and times of the files."""
+    files = [file for group in sources(mocap, animations) for file in group]
+    kept = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def cached_takes(cache, mocap, animations):
+    """`load_takes`, kept in the file `cache`; what that keeps of other files than are there now is read anew.
+
+    Numbers and JSON only: a cache can come from somebody else, and reading it must run nothing.
+    """
+    cache = Path(cache)
+    key = fingerprint(mocap, animations)
+    if cache.exists():
+        try:
+            with np.load(cache, allow_pickle=False) as file:
+                kept = json.loads(str(file["takes"]))
+                if kept["of"] == key:
+                    return [Take(**take, track=file[f"track_{i}"]) for i, take in enumerate(kept["takes"])]
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadInput(f"{cache}: no cache of motions, or damaged ({error}); remove it or name another") from None
+    takes = load_takes(mocap, animations)
+    texts = [{k: v for k, v in vars(take).items() if k != "track"} for take in takes]
+    tracks = {f"track_{i}": take.track for i, take in enumerate(takes)}
+    part = cache.with_name(f".{cache.name}.part-{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, takes=np.array(json.dumps({"of": key, "takes": texts})), **tracks)
+        part.rename(cache)
+    finally:
+        part.unlink(missing_ok=True)
     return takes
 
 

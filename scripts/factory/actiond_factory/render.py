@@ -4,16 +4,15 @@ Clips are pure functions of (split, number): the same command makes the same pix
 Splits are by subject where a class has two or more, else by take and by generator seed (see scripts.py).
 
 Example:
-  python -m actiond_factory render --out build/factory/renders --split train --mocap DIR --animations DIR --count 1024
-  python -m actiond_factory render --video build/factory/held --split held --mocap DIR --animations DIR --count 100
-  python -m actiond_factory render --nothing-hour nothing.mp4 --seconds 3600 --mocap DIR --animations DIR
+  scripts/factory/factory render --out build/renders --split train --mocap DIR --animations DIR --count 1024
+  scripts/factory/factory render --video build/factory/held --split held --mocap DIR --animations DIR --count 100
+  scripts/factory/factory render --nothing-hour nothing.mp4 --seconds 3600 --mocap DIR --animations DIR
 """
 
 import json
 import math
 import multiprocessing
 import os
-import pickle
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from . import motion as m
 from . import scripts
 from .classes import INDEX, LABELS
+from .errors import BadInput
 from .scene import NEAR, Body, Camera, Look, build_backdrop, paint, silhouette
 
 FPS = 25.0
@@ -529,16 +529,12 @@ _LIBRARY = None
 
 def library(args):
     """The motions, read once and kept beside the output."""
+    if not (args.out or args.video or args.nothing_hour):
+        raise BadInput("say what to render: --out, --video or --nothing-hour")
+    m.sources(args.mocap, args.animations)
     home = Path(args.out or args.video or Path(args.nothing_hour).parent)
     home.mkdir(parents=True, exist_ok=True)
-    cache = Path(args.cache) if args.cache else home / "motions.pickle"
-    if cache.exists():
-        takes = pickle.loads(cache.read_bytes())
-    else:
-        takes = m.load_takes(args.mocap, args.animations)
-        part = cache.with_suffix(f".{os.getpid()}")
-        part.write_bytes(pickle.dumps(takes))
-        part.rename(cache)
+    takes = m.cached_takes(args.cache or home / "motions.npz", args.mocap, args.animations)
     return scripts.Library(takes)
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from actiond_factory import __main__ as command
 from actiond_factory import motion as m
 from actiond_factory import render, scripts
 from actiond_factory.classes import LABELS
@@ -275,6 +278,56 @@ def test_mocap_takes_load():
         track = m.read_bvh(tar.extractfile(member).read().decode("latin-1"))
     height = np.median(track[:, m.HEAD, 1])
     assert 1.4 < height < 2.0 and track[:, [m.LTO, m.RTO], 1].min() > -0.3
+
+
+def folders(tmp_path, monkeypatch):
+    """Folders with what `sources` asks for; reading them gives one take."""
+    (tmp_path / "in").mkdir()
+    for name in ("classes.tsv", "a.tar.xz", "animations.glb"):
+        (tmp_path / "in" / name).write_text("x")
+    track = np.arange(180, dtype=np.float32).reshape(3, 20, 3)
+    take = m.Take("12_01", "walking", "12", "held", 60.0, track)
+    monkeypatch.setattr(m, "load_takes", lambda *_: [take])
+    return tmp_path / "in", take
+
+
+def test_a_cache_keeps_takes_of_these_files_only(tmp_path, monkeypatch):
+    folder, take = folders(tmp_path, monkeypatch)
+    cache = tmp_path / "motions.npz"
+    m.cached_takes(cache, folder, folder)
+    monkeypatch.setattr(m, "load_takes", lambda *_: [])
+    (kept,) = m.cached_takes(cache, folder, folder)
+    assert np.array_equal(kept.track, take.track)
+    assert {**vars(kept), "track": 0} == {**vars(take), "track": 0}
+    (folder / "classes.tsv").write_text("another")
+    assert m.cached_takes(cache, folder, folder) == []
+
+
+def test_code_in_a_cache_does_not_run(tmp_path, monkeypatch):
+    folder, _ = folders(tmp_path, monkeypatch)
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    plain, packed = tmp_path / "motions.pickle", tmp_path / "motions.npz"
+    plain.write_bytes(pickle.dumps(Evil()))
+    np.savez(packed, takes=np.array([Evil()], object))
+    options = ["--mocap", str(folder), "--animations", str(folder)]
+    for cache in (plain, packed):
+        for name in ("render", "demo"):
+            cached = [name, "--out", str(tmp_path / "out"), "--cache", str(cache), *options]
+            assert command.main(cached) == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_folders_that_are_not_there(tmp_path, capsys):
+    for name in ("render", "demo"):
+        options = ["--out", str(tmp_path / "out"), "--mocap", str(tmp_path / "nope"), "--animations", str(tmp_path)]
+        assert command.main([name, *options]) == 2
+        assert "nope: no such folder" in capsys.readouterr().err
+    assert command.main(["render", "--mocap", str(tmp_path), "--animations", str(tmp_path)]) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_has_an_example():
