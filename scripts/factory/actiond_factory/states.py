@@ -117,8 +117,15 @@ ALLOWED: dict[tuple[str, str], object] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names of `ALLOWED` and torch's storages, and no others."""
+class _Unpickler(pickle._Unpickler):
+    """Knows the names of `ALLOWED` and torch's storages, and no others.
+
+    Python's own, not the one in C, which makes room for as many memos as a file's largest number: a few bytes take all
+    memory.
+    """
+
+    # Room for a length that the file only claims, which no state dict needs.
+    dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]}
 
     def __init__(self, file: io.BytesIO) -> None:
         # Files of Python 2 have byte strings.

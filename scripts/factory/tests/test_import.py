@@ -5,6 +5,9 @@ import json
 import lzma
 import os
 import pickle
+import shlex
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -370,6 +373,25 @@ def test_a_pickle_with_code_never_runs(tmp_path: Path, write, attack, capsys: py
     assert "Traceback" not in said
     assert not mark.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pt"]
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02Nr\xff\xff\xff\x1f.", b"\x80\x05\x96" + bytes(4) + b"\x08\0\0\0."])
+def test_a_few_bytes_take_no_gigabytes(tmp_path: Path, pickled: bytes) -> None:
+    path = tmp_path / "large.pt"
+    path.write_bytes(pickled)
+    code = (
+        "import resource, sys; from pathlib import Path; from actiond_factory.states import read_torch\n"
+        "try: read_torch(Path(sys.argv[1]))\nexcept Exception as e: print(e)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    limited = f'ulimit -v 6000000; exec "$0" -c {shlex.quote(code)} "$1"'
+    done = subprocess.run(
+        ["bash", "-c", limited, sys.executable, path], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said, kilobytes = done.stdout.splitlines()
+    assert "Memory" not in said and "large.pt" in said
+    assert int(kilobytes) < 1_000_000
 
 
 def test_a_refused_pickle_says_what_it_asked_for(tmp_path: Path) -> None:
