@@ -12,7 +12,6 @@ averages over all times, can be compared too.
 """
 
 import argparse
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from onnx import helper, numpy_helper
 from .errors import BadInput
 from .inflate import SCALED, attributes, folded, load, pinned, shapes_of, without_softmax
 from .model import session
+from .toml import tomllib
 
 TOLERANCE = 1e-5
 FRAMES = 16

@@ -40,7 +40,11 @@ class Clip:
 def file_hash(path: Path) -> str:
     """sha256 in hex, of a file of any size."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        # Not `hashlib.file_digest`, which Python 3.10 has not.
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:

@@ -30,7 +30,6 @@ import json
 import os
 import platform
 import subprocess
-import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -49,6 +48,7 @@ from .boring import graph_file
 from .errors import BadInput
 from .model import Manifest, Stream, staged
 from .start import Layer, adopt, from_onnx, measure
+from .toml import tomllib
 from .train import write_toml
 from .twins import TWINS, difference, export, units
 

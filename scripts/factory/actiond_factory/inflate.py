@@ -16,7 +16,6 @@ import argparse
 import fnmatch
 import math
 import os
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from .architectures import bound
 from .build import check_new, read_labels
 from .errors import BadInput
 from .model import Manifest, Stream, staged
+from .toml import tomllib
 
 PACING = Path(__file__).parent / "pacing" / "i3d.toml"
 # What does the same to every element, whatever the rank; other inputs than maps are spread over them.

@@ -7,7 +7,6 @@ step). Its tests hold it against logits of the binary.
 """
 
 import math
-import tomllib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 
 from .errors import BadInput
+from .toml import tomllib
 
 FPS = 25
 SECOND = 1_000_000_000

@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,6 +31,7 @@ from .data import EVALUATION_FRAMES, SIZE, Clips, held_out, plain
 from .errors import BadInput
 from .intake import Stream
 from .model import log_softmax, session, sha256, staged
+from .toml import tomllib
 
 MEMORY = 1 << 30
 """Bytes of clips' input tensors that are held for the calibration, and again for the measurement."""

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import time
-import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from .data import EVALUATION_FRAMES, NOTHING, Augmentation, Batch, Clips, held_o
 from .errors import BadInput
 from .i3d import AUXILIARY_AT, I3D
 from .start import adopt, from_onnx, measure
+from .toml import tomllib
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from onnx import numpy_helper
 
 from actiond_factory import __main__ as command
 from actiond_factory.quantize import list_file
+from actiond_factory.toml import tomllib
 
 
 def factory(*arguments: object) -> int:

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import subprocess
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from actiond_factory import __main__ as command
 from actiond_factory import intake
 from actiond_factory.architectures import ARCHITECTURES
 from actiond_factory.model import Stream, log_softmax, session, sha256
+from actiond_factory.toml import tomllib
 
 ROOT = Path(__file__).parents[3]
 

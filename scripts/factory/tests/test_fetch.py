@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 import types
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +23,7 @@ from actiond_factory.__main__ import main
 from actiond_factory.errors import BadInput, Failed
 from actiond_factory.fetch import BLOBS, RECIPES, TRIES, Blob, Recipe, blob_id, download
 from actiond_factory.model import session
+from actiond_factory.toml import tomllib
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 

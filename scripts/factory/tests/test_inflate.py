@@ -3,7 +3,6 @@ boring-video fixed point."""
 
 import os
 import subprocess
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from actiond_factory.errors import BadInput
 from actiond_factory.graph import Graph
 from actiond_factory.inflate import PACING, Rule, from_torch, inflate, load, read_rules
 from actiond_factory.model import session
+from actiond_factory.toml import tomllib
 
 ROOT = Path(__file__).parents[3]
 SIZE, WIDTH, CLASSES = 64, 0.25, 5

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from actiond_factory import __main__ as command
 from actiond_factory import int8, intake, qdq
 from actiond_factory.graph import Graph
 from actiond_factory.model import session, sha256
+from actiond_factory.toml import tomllib
 
 av = pytest.importorskip("av", reason="PyAV is not installed: it decodes clips")
 ROOT = Path(__file__).parents[3]
