@@ -2,7 +2,10 @@
 
 import argparse
 import importlib
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .errors import BadInput, Failed
 
@@ -23,6 +26,37 @@ COMMANDS = {
 }
 # `import` is a word of the language and cannot name a module.
 MODULES = {"import": "importer"}
+
+
+@contextmanager
+def ends_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as an exception does, so that what is half made is taken away."""
+
+    def end(number: int, _: object) -> None:
+        for each in taken:
+            # Once is enough: a second must not interrupt the clearing up.
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    # Who ignores one has a reason, such as nohup.
+    taken = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def reason(error: OSError) -> str:
+    """`FILE: what is wrong with it`."""
+    if error.strerror is None and error.args and isinstance(error.args[0], list) and error.args[0]:
+        # A folder's copy fails with a list of (from, to, why).
+        source, _, why = error.args[0][0]
+        return f"{source}: {why}"
+    text = error.strerror or str(error)
+    return text if error.filename is None else f"{error.filename}: {text}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,11 +82,19 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
     try:
-        return module.main(parser.parse_args(argv[1:])) or 0
+        with ends_in_order():
+            return module.main(args) or 0
     except (BadInput, Failed) as error:
         print(f"factory {name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
+    except OSError as error:
+        print(f"factory {name}: {reason(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"factory {name}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -525,8 +525,11 @@ def main(args: argparse.Namespace) -> int:
     if not args.manifest:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         part = args.out.with_name(f".{args.out.name}.part-{os.getpid()}")
-        onnx.save(inflated, part)
-        part.replace(args.out)
+        try:
+            onnx.save(inflated, part)
+            part.replace(args.out)
+        finally:
+            part.unlink(missing_ok=True)
     else:
         write_folder(args, inflated, channels, classes)
     print(f"{args.out}: {len(inflated.graph.node)} nodes, {classes} classes")

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import onnxruntime
 
 from .classes import LABELS
 from .data import BOUND, EVALUATION_FRAMES, SIZE
+from .errors import BadInput, Failed
 
 
 def session(model: onnx.ModelProto | Path, provider: str = "CPUExecutionProvider") -> onnxruntime.InferenceSession:
@@ -148,6 +149,13 @@ class Manifest:
         (out / "model.toml").write_text(text + (f"\n{self.decision}" if self.decision else ""))
 
 
+def make_writable(folder: Path) -> None:
+    """What lies in a folder that is only to be read can be neither changed nor removed, nor can a copy of it."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o200))
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` once the block ends well; files of `out` are in it already.
@@ -155,25 +163,35 @@ def staged(out: Path) -> Iterator[Path]:
     Whatever goes wrong before leaves `out` as it was: half a model is never seen. Where `out` is a link, what it leads
     to is meant.
     """
-    out = out.resolve()
+    named, out = out, out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     part, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
     here = Path.cwd()
     try:
         if out.exists():
             shutil.copytree(out, part)
+            make_writable(part)
         else:
             part.mkdir()
         yield part
         if out.exists():
             out.rename(old)
         part.rename(out)
+    except (BadInput, Failed) as error:
+        # The copy is nobody's business.
+        raise type(error)(str(error).replace(str(part), str(named))) from error
+    except OSError as error:
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(part), str(named))
+        raise
     finally:
         # By what lies there, not by what was done: an interruption can come between any two steps.
         if old.exists() and not out.exists():
             old.rename(out)
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for folder in (part, old):
+            with suppress(OSError):
+                make_writable(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     if here.is_relative_to(out) and here.exists():
         # It was in the folder that is gone; relative paths must go on meaning the same.
         os.chdir(here)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from actiond_factory.errors import BadInput
 from actiond_factory.model import staged
 
 
@@ -48,3 +49,21 @@ def test_the_folder_that_one_stands_in(model: Path, monkeypatch) -> None:
         (folder / "model.toml").write_text("new")
     assert Path("model.toml").read_text() == "new"
     assert [p.name for p in model.parent.iterdir()] == ["m"]
+
+
+def test_a_model_that_is_only_to_be_read_has_a_copy_that_can_be_changed(model: Path) -> None:
+    (model / "model.toml").chmod(0o444)
+    model.chmod(0o555)
+    with staged(model) as folder:
+        assert folder.stat().st_mode & 0o200
+        assert (folder / "model.toml").stat().st_mode & 0o200
+    assert [p.name for p in model.parent.iterdir()] == ["m"]
+
+
+def test_errors_name_the_folder_and_not_its_copy(model: Path) -> None:
+    with pytest.raises(BadInput) as error, staged(model) as folder:
+        raise BadInput(f"{folder / 'model.toml'}: wrong")
+    assert str(error.value) == f"{model / 'model.toml'}: wrong"
+    with pytest.raises(OSError) as error, staged(model) as folder:
+        (folder / "nothing").read_text()
+    assert error.value.filename == f"{model / 'nothing'}"
