@@ -4,8 +4,9 @@ The graphs are built node by node from the weights, not traced: their nodes carr
 pools say SAME padding in words (`auto_pad`), and the time axis is open. Input `input` f32 [1, C, T, 64, 64], output
 `logits` f32 [1, classes], raw.
 
-  python -m actiond_factory export --rgb build/factory/runs/rgb --flow build/factory/runs/flow --out models/default \\
-      --data build/factory/renders/held
+Example:
+  scripts/factory/factory export --rgb build/runs/rgb --flow build/runs/flow --out models/default \\
+      --data build/renders/held
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from . import inception
 from .classes import LABELS
 from .data import EVALUATION_FRAMES, SIZE, Clips, held_out
+from .errors import BadInput
 from .i3d import I3D
 from .inception import CHANNELS
 from .model import default_manifest, log_softmax, session, staged
@@ -88,15 +90,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Runs `export`."""
     torch.set_num_threads(1)
+    nets = {stream: load_run(getattr(args, stream)) for stream in ("rgb", "flow")}
+    for stream, (net, _, _) in nets.items():
+        if net.stream != stream:
+            raise BadInput(f"{getattr(args, stream)}: a run of the {net.stream} stream, given as --{stream}")
     clips = Clips(args.data)
     clips.rescan()
+    if not len(clips):
+        raise BadInput(f"{args.data}: no shards in it; --data is the held/ of what `render --out` fills")
     # Every third held-out clip sets temperatures, weights and thresholds; the rest is what the accuracy is told of.
     indices = held_out(clips, args.clips)
     labels = clips.labels[indices]
     tuned = np.arange(len(indices)) % 3 == 0
     logits, graphs = {}, {}
-    for stream in ("rgb", "flow"):
-        net, _, progress = load_run(getattr(args, stream))
+    for stream, (net, _, progress) in nets.items():
         raw = predict(net, clips, indices, EVALUATION_FRAMES)
         temperature = best_temperature(raw[tuned], labels[tuned])
         logits[stream] = raw / temperature

@@ -49,7 +49,7 @@ from .errors import BadInput
 from .model import Manifest, Stream, staged
 from .start import Layer, adopt, from_onnx, measure
 from .toml import tomllib
-from .train import write_toml
+from .train import append_record, kept_config, read_records, reading, write_toml
 from .twins import TWINS, difference, export, units
 
 MODES = ("scratch", "inflated", "fixed", "full-ft")
@@ -232,9 +232,11 @@ class Fit:
     def begin(self) -> None:
         """Takes the checkpoint, or else the weights to start from, and makes the optimizer."""
         path = self.out / "checkpoint.pt"
-        state = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-        if state:
-            self.net.load_state_dict(state["net"])
+        state = None
+        if path.exists():
+            with reading(path):
+                state = torch.load(path, weights_only=True, map_location="cpu")
+                self.net.load_state_dict(state["net"])
         elif self.config.mode != "scratch":
             self.start()
         self.net.to(self.device)
@@ -259,10 +261,11 @@ class Fit:
         # Gradients of f16 underflow; bf16 has f32's range.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if state:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            for key in ("step", "rate", "best", "bad", "dropped", "saturated", "losses"):
-                setattr(self, key, state[key])
+            with reading(path):
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.scaler.load_state_dict(state["scaler"])
+                for key in ("step", "rate", "best", "bad", "dropped", "saturated", "losses"):
+                    setattr(self, key, state[key])
 
     def start(self) -> None:
         """Takes the weights that the config names; the last layer stays new."""
@@ -413,17 +416,14 @@ class Fit:
         record |= self.evaluate() if self.held else {}
         # Without held-out clips the training loss has to tell.
         self.judge(record.get("held_loss", record["loss"]))
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(self.out / "log.jsonl", record)
         bar.set_postfix_str(", ".join(f"{key} {record[key]:.3g}" for key in record if key != "step"))
         curves(self.out, self.step)
 
 
 def records(out: Path, until: int) -> list[dict[str, float]]:
     """The log up to a step, in order: a run that was cut off logs again what it had not yet saved."""
-    path = out / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = {record["step"]: record for record in map(json.loads, lines) if record["step"] <= until}
+    found = {record["step"]: record for record in read_records(out / "log.jsonl") if record["step"] <= until}
     return [found[step] for step in sorted(found)]
 
 
@@ -505,13 +505,15 @@ def prepare(config: Config, out: Path) -> Fit:
     """A new run, or the one that lies in `out`, with its clips decoded."""
     path = out / "config.toml"
     if path.exists():
-        kept = Config(**tomllib.loads(path.read_text()))
+        kept = kept_config(path, Config)
         for key in (f.name for f in fields(Config)):
             if key not in FREE and getattr(kept, key) != getattr(config, key):
                 raise BadInput(
                     f"{out} is a run with {key} = {getattr(kept, key)!r}, not {getattr(config, key)!r}: "
                     "choose another folder for another run"
                 )
+    elif out.exists() and not out.is_dir():
+        raise BadInput(f"{out}: is a file; a run is a folder")
     elif out.exists() and any(out.iterdir()):
         raise BadInput(f"{out}: holds something else than a run; choose another folder")
     if config.weights and not Path(config.weights).exists():

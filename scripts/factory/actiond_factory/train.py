@@ -4,7 +4,8 @@ The learning rate follows a cosine over the run's budget of minutes, not over a 
 fast the machine turns out to be. Everything about a run lies in its folder: config.toml, log.jsonl, curves.png and
 checkpoint.pt, from which the same command goes on after an interruption.
 
-  python -m actiond_factory train --stream rgb --data build/factory/renders --out build/factory/runs/rgb --minutes 85
+Example:
+  scripts/factory/factory train --stream rgb --data build/renders --out build/runs/rgb --minutes 85
 """
 
 import argparse
@@ -13,7 +14,9 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +71,62 @@ class Config:
 
 def write_toml(path: Path, values: dict[str, str | int | float]) -> None:
     """A flat TOML file; JSON's strings and numbers are TOML's too."""
-    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        part.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def kept_config(path: Path, kind: type) -> object:
+    """The `kind` that a run's config.toml holds."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        for field in fields(kind):
+            wanted = (float, int) if field.type is float else field.type
+            if field.name in values and not isinstance(values[field.name], wanted):
+                raise TypeError(f"{field.name} = {json.dumps(values[field.name])}")
+        return kind(**values)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise BadInput(
+            f"{path}: damaged, or not written by this command ({error}); restore it or choose another folder"
+        ) from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around what takes a checkpoint, which has many ways to fail on a damaged file."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise BadInput(
+            f"{path}: damaged, or not a checkpoint of this command ({said}); remove it to begin the run anew"
+        ) from error
+
+
+def append_record(path: Path, record: dict[str, object]) -> None:
+    """A line more in a log.jsonl, whose last one may be cut: the machine can have gone off while it was written."""
+    with path.open("ab+") as file:
+        cut = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+        file.write(b"\n" * cut + json.dumps(record).encode() + b"\n")
+
+
+def read_records(path: Path) -> list[dict]:
+    """The lines of a log.jsonl, without those that are cut."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                found.append(record)
+    return found
 
 
 def as_input(x: np.ndarray) -> Tensor:
@@ -227,18 +285,18 @@ class Trainer:
         path = self.out / "checkpoint.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
-        self.net.load_state_dict(state["net"])
-        self.average.load_state_dict(state["average"])
-        self.auxiliary.load_state_dict(state["auxiliary"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.spent, self.skipped = state["step"], state["spent"], state["skipped"]
+        with reading(path):
+            state = torch.load(path, weights_only=True)
+            self.net.load_state_dict(state["net"])
+            self.average.load_state_dict(state["average"])
+            self.auxiliary.load_state_dict(state["auxiliary"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.spent, self.skipped = state["step"], state["spent"], state["skipped"]
         return True
 
     def log(self, record: dict[str, object]) -> None:
         """Appends a line to log.jsonl."""
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, "minutes": round(self.spent / 60, 3), **record}) + "\n")
+        append_record(self.out / "log.jsonl", {"step": self.step, "minutes": round(self.spent / 60, 3), **record})
 
     def run(self, stop_after: int | None = None) -> None:
         """Trains until the budget is spent, or for `stop_after` steps."""
@@ -298,7 +356,11 @@ class Trainer:
     def wait_for_shards(self) -> None:
         """Returns when there is something to train on; the renderer may have only just begun."""
         self.held_clips.rescan()
+        told = False
         while self.train_clips.rescan() == 0 and len(self.train_clips) == 0:
+            if not told:
+                print(f"{self.train_clips.root}: no shards in it yet; waiting for the renderer's first", flush=True)
+                told = True
             time.sleep(5)
 
 
@@ -317,11 +379,21 @@ def predict(net: I3D, clips: Clips, indices: np.ndarray, frames: int, frozen: bo
 
 def load_run(run: Path) -> tuple[I3D, Config, dict[str, int | float]]:
     """The averaged network of a run, its config, and how far it had come."""
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
-    config = Config(**state["config"])
-    net = I3D(config.stream, len(LABELS), config.width, config.dropout).eval()
-    net.load_state_dict(state["average"])
-    progress = {"step": state["step"], "presentations": state["step"] * config.batch, "minutes": state["spent"] / 60}
+    path = run / "checkpoint.pt"
+    if not path.is_file():
+        raise BadInput(f"{run}: no checkpoint.pt in it; a run's folder is what `train --out` made")
+    try:
+        state = torch.load(path, weights_only=True)
+        config = Config(**state["config"])
+        net = I3D(config.stream, len(LABELS), config.width, config.dropout).eval()
+        net.load_state_dict(state["average"])
+        minutes = state["spent"] / 60
+    except Exception as error:  # torch.load has many ways to fail on a damaged file
+        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise BadInput(
+            f"{path}: damaged, or not a checkpoint of `train` ({said}); runs of `fit` are for assemble"
+        ) from error
+    progress = {"step": state["step"], "presentations": state["step"] * config.batch, "minutes": minutes}
     return net, config, progress
 
 
@@ -332,7 +404,7 @@ def curves(out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    records = read_records(out / "log.jsonl")
     steps = [r for r in records if "loss" in r]
     held = [r for r in records if "held" in r]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -351,10 +423,12 @@ def curves(out: Path) -> None:
 
 def start(config: Config, out: Path) -> Trainer:
     """A trainer for the folder `out`: a new run, or the one that lies there, whose settings then stand."""
+    if not (Path(config.data) / "train").is_dir():
+        raise BadInput(f"{config.data}: no train/ in it; --data is the folder that `render --out` fills")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "config.toml"
     if path.exists():
-        kept = Config(**tomllib.loads(path.read_text()))
+        kept = kept_config(path, Config)
         # More time and another place for the shards are the only things that a run can be given later.
         config = replace(kept, minutes=config.minutes, data=config.data)
     write_toml(path, asdict(config))

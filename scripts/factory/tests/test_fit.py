@@ -381,3 +381,36 @@ def test_code_in_a_checkpoint_never_runs(clips: Path, tmp_path: Path, capsys: py
     assert not (tmp_path / "ran").exists() and not (tmp_path / "mine").exists()
     torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
+
+
+def test_a_run_goes_on_behind_a_cut_line(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    prepare(config(clips), out).run(stop_after=2)
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    again = prepare(config(clips), out)
+    assert again.step == 2
+    again.run()
+    lines = (out / "log.jsonl").read_text().splitlines()
+    assert lines[1] == '{"step": 3, "lo' and json.loads(lines[2])["step"] == 4
+    assert [r["step"] for r in fit.records(out, 9)] == [2, 4]
+
+
+def test_a_damaged_run_is_named(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    prepare(config(clips), out).save()
+    path = out / "checkpoint.pt"
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\x80\x02}."):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match="checkpoint.pt: damaged"):
+            prepare(config(clips), out)
+    path.write_bytes(whole)
+    text = (out / "config.toml").read_text()
+    for wrong in (text[: text.rindex("=")], text + "colour = 1\n", text.replace("batch = 4", 'batch = "4"'), "\udcff"):
+        (out / "config.toml").write_bytes(wrong.encode(errors="surrogateescape"))
+        with pytest.raises(BadInput, match="config.toml: damaged"):
+            prepare(config(clips), out)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="is a file"):
+        prepare(config(clips), tmp_path / "file")

@@ -9,8 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: only the commands that train need it")
 
+from actiond_factory import __main__ as command
 from actiond_factory import export, model, train
 from actiond_factory.data import Augmentation, Clips, View, cells, training_batch
+from actiond_factory.errors import BadInput
 from actiond_factory.i3d import EPSILON, FULL_PRECISION, I3D, max_pool_same, same_padding, stem_convolution
 
 LABELS = len(export.LABELS)
@@ -266,3 +268,42 @@ def test_new_shards_are_taken_in_while_training(renders: Path, tmp_path: Path) -
     assert clips.rescan() == 1
     assert clips.rescan() == 0
     assert len(clips) == 5
+
+
+def test_a_folder_without_renders_is_told(renders: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = ["train", "--stream", "rgb", "--out", str(tmp_path / "run"), "--data"]
+    assert command.main([*run, str(tmp_path / "typo")]) == 2
+    assert "typo: no train/ in it" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_waiting_is_said_once(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "train").mkdir()
+    trainer = train.start(train.Config("rgb", str(tmp_path), width=0.1), tmp_path / "run")
+    waits = iter([lambda: None, lambda: make_shard(tmp_path / "train" / "shard_00000", 2, 1)])
+    monkeypatch.setattr(train.time, "sleep", lambda _: next(waits)())
+    trainer.wait_for_shards()
+    assert capsys.readouterr().out.count("waiting for the renderer") == 1
+
+
+def test_export_of_what_is_no_run(renders: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train.Trainer(train.Config("rgb", str(renders), width=0.1), tmp_path).save()
+    (tmp_path / "fit").mkdir()
+    torch.save({"config": {"architecture": "two-stream"}, "net": {}}, tmp_path / "fit" / "checkpoint.pt")
+    for flow, said in (("nope", "no checkpoint.pt"), ("fit", "fit/checkpoint.pt: "), (".", "a run of the rgb stream")):
+        arguments = ["--rgb", tmp_path, "--flow", tmp_path / flow, "--out", tmp_path / "m", "--data", renders / "held"]
+        assert command.main(["export", *map(str, arguments)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_damaged_run_is_named(renders: Path, tmp_path: Path) -> None:
+    config = train.Config("rgb", str(renders), width=0.1)
+    train.start(config, tmp_path).save()
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[:-100])
+    with pytest.raises(BadInput, match="checkpoint.pt: damaged"):
+        train.start(config, tmp_path)
+    (tmp_path / "config.toml").write_text('stream = "rgb')
+    with pytest.raises(BadInput, match="config.toml: damaged"):
+        train.start(config, tmp_path)
