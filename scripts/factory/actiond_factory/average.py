@@ -47,7 +47,10 @@ def main(args: argparse.Namespace) -> int:
     shares = shares_of(args.share)
     check_new(args.out)
     (manifest, first), (other, second) = (intake.read_manifest(folder) for folder in (args.b, args.a))
-    compare_labels(args.a / str(other.get("labels")), args.b / str(manifest.get("labels")))
+    for folder, table in ((args.b, manifest), (args.a, other)):
+        if "labels" not in table:
+            raise BadInput(f"{folder / 'model.toml'}: labels is missing")
+    compare_labels(args.a / other["labels"], args.b / manifest["labels"])
     theirs, ours = ({s.name: s for s in streams} for streams in (second, first))
     for name in shares:
         for folder, streams in ((args.a, theirs), (args.b, ours)):
@@ -96,7 +99,10 @@ def compare_labels(a: Path, b: Path) -> None:
     for path in (a, b):
         if not path.is_file():
             raise BadInput(f"{path}: no such file, though model.toml lists it as the labels")
-        lists.append(path.read_text().splitlines())
+        try:
+            lists.append(path.read_text(encoding="utf-8").splitlines())
+        except UnicodeDecodeError as e:
+            raise BadInput(f"{path}: labels are UTF-8 text, a label a line; this is not UTF-8 ({e.reason})") from None
     if len(lists[0]) != len(lists[1]):
         raise BadInput(f"{a} has {len(lists[0])} labels, {b} {len(lists[1])}")
     for number, (x, y) in enumerate(zip(*lists, strict=True), 1):

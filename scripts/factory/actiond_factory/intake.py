@@ -8,7 +8,7 @@ step). Its tests hold it against logits of the binary.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +22,8 @@ from .toml import tomllib
 FPS = 25
 SECOND = 1_000_000_000
 """in nanoseconds, in which the daemon counts: a picture that lies between two ticks must fall to the same one here"""
+WINDOW = 64
+"""Frames that the daemon holds."""
 LONGEST_STEP = SECOND
 """between two pictures; more than this is a cut"""
 VIDEOS = frozenset("3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv y4m".split())
@@ -83,34 +85,152 @@ class Stream:
         return {"rgb": 3, "flow": 2 * self.stack, "rgb+flow": 3 + 2 * self.stack}[self.kind]
 
 
+def is_whole(value: object, least: int = 1) -> bool:
+    """Of TOML's values: an integer of at least `least`, and no boolean."""
+    return type(value) is int and value >= least
+
+
+def is_number(value: object) -> bool:
+    """A finite one, and no boolean."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_inside(value: object) -> bool:
+    """Names something in the model's folder: what lies elsewhere is no part of the model, and is not to be written."""
+    return (
+        isinstance(value, str)
+        and bool(Path(value).parts)
+        and not Path(value).is_absolute()
+        and ".." not in Path(value).parts
+    )
+
+
+def is_text(value: object) -> bool:
+    """A string with something in it."""
+    return isinstance(value, str) and bool(value)
+
+
+def one_of(*choices: str) -> tuple[Callable[[object], bool], str]:
+    """A check and its words."""
+    return (lambda value: value in choices), f"it is one of {', '.join(choices)}"
+
+
+def numbers(value: object, check: Callable[[object], bool], count: int) -> bool:
+    """A list of `count` such numbers."""
+    return isinstance(value, list) and len(value) == count and all(map(check, value))
+
+
+REQUIRED = {
+    "name": (is_text, "it is a name"),
+    "kind": one_of("rgb", "flow", "rgb+flow"),
+    "frames": (is_whole, "it is a whole number from 1 up"),
+    "size": (
+        lambda v: numbers(v, is_whole, 2) and max(v) <= 1024,
+        "it is the width and the height, each from 1 to 1024",
+    ),
+    "fit": one_of("squeeze", "letterbox", "crop"),
+    "layout": one_of("NCTHW", "NTCHW", "NTHWC", "NCHW"),
+    "input": (is_text, "it is the name of the graph's input"),
+    "output": (is_text, "it is the name of the graph's output"),
+}
+OPTIONAL = {
+    "step": REQUIRED["frames"],
+    "stack": REQUIRED["frames"],
+    "dtype": one_of("f32", "u8"),
+    "range": (lambda v: numbers(v, is_number, 2) and v[0] != v[1], "it is two different numbers"),
+    "bound": (lambda v: is_number(v) and v > 0, "it is a number of pixels above 0"),
+}
+FLOW = {
+    "algorithm": one_of("dis", "tv-l1"),
+    "preset": one_of(*PRESETS),
+    "finest_scale": (lambda v: is_whole(v, 0) and v < 256, "it is a whole number from 0 up"),
+    "refinement": (lambda v: is_whole(v, 0) and v < 256, "it is a whole number from 0 up"),
+    "upscale": (lambda v: is_whole(v) and v <= 4, "it is a whole number from 1 to 4"),
+}
+STATE = {
+    "input": REQUIRED["input"],
+    "output": REQUIRED["output"],
+    "shape": (lambda v: isinstance(v, list) and numbers(v, is_whole, len(v)), "it is a list of sizes from 1 up"),
+}
+FILE = {
+    "precision": one_of("f32", "f16", "int8"),
+    "path": (is_inside, "it is the path of a file in the model's folder"),
+}
+FUSION = {
+    "rule": one_of("probabilities", "logits"),
+    "weights": (
+        lambda v: isinstance(v, dict) and all(is_number(w) and w >= 0 for w in v.values()),
+        "it is a table of numbers from 0 up",
+    ),
+}
+Checks = dict[str, tuple[Callable[[object], bool], str]]
+
+
+def check_table(where: str, table: object, required: Checks, optional: Checks | None = None) -> None:
+    """BadInput that says which key of a table is wrong, and what it should be."""
+    if not isinstance(table, dict):
+        raise BadInput(f"{where}: is {table!r} and should be a table")
+    for key in required:
+        if key not in table:
+            raise BadInput(f"{where}: {key} is missing")
+    for key, (check, should) in (required | (optional or {})).items():
+        if key in table and not check(table[key]):
+            raise BadInput(f"{where}: {key} = {table[key]!r}; {should}")
+
+
+def tables(where: str, table: dict, key: str) -> list:
+    """An array of tables, which may be left out."""
+    value = table.get(key, [])
+    if not isinstance(value, list):
+        raise BadInput(f"{where}: {key} is {value!r} and should be [[tables]]")
+    return value
+
+
 def read_manifest(folder: Path) -> tuple[dict, list[Stream]]:
-    """A model folder's model.toml, and its streams."""
+    """A model folder's model.toml, checked as the daemon checks it, and its streams."""
     path = folder / "model.toml"
     if not path.is_file():
         raise BadInput(f"{folder}: no model.toml in it; a model is a folder with a model.toml and ONNX files")
     try:
-        manifest = tomllib.loads(path.read_text())
+        manifest = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise BadInput(f"{path}: {e}") from e
-    streams = []
-    for number, table in enumerate(manifest.get("stream", []), 1):
-        try:
-            keys = {k: table[k] for k in ("name", "kind", "frames", "fit", "layout", "input", "output")}
-            keys |= {k: table[k] for k in ("step", "stack", "dtype", "bound") if k in table}
-            if "range" in table:
-                keys["range"] = tuple(table["range"])
-            if "flow" in table:
-                keys["flow"] = Method(**table["flow"])
-            streams.append(
-                Stream(
-                    **keys,
-                    size=tuple(table["size"]),
-                    files={f["precision"]: f["path"] for f in table["file"]},
-                    state=tuple((s["input"], tuple(s["shape"])) for s in table.get("state", [])),
-                )
-            )
-        except (KeyError, TypeError) as e:
-            raise BadInput(f"{path}: stream {table.get('name', number)}: {e} is missing or not understood") from e
+    check_table(f"{path}", manifest, {}, {"labels": FILE["path"]})
+    if "fusion" in manifest:
+        check_table(f"{path}: fusion", manifest["fusion"], {}, FUSION)
+    streams: list[Stream] = []
+    for number, table in enumerate(tables(f"{path}", manifest, "stream"), 1):
+        name = table.get("name") if isinstance(table, dict) else None
+        where = f"{path}: stream {name if is_text(name) else number}"
+        check_table(where, table, REQUIRED, OPTIONAL)
+        keys = {k: table[k] for k in (*REQUIRED, *OPTIONAL) if k in table}
+        keys |= {k: tuple(keys[k]) for k in ("size", "range") if k in keys}
+        if "flow" in table:
+            check_table(f"{where}: flow", table["flow"], {"algorithm": FLOW["algorithm"]}, FLOW)
+            if unknown := table["flow"].keys() - FLOW.keys():
+                raise BadInput(f"{where}: flow: there is no {min(unknown)}")
+            keys["flow"] = Method(**table["flow"])
+        files, states = tables(where, table, "file"), tables(where, table, "state")
+        for file in files:
+            check_table(f"{where}: file", file, FILE)
+        for state in states:
+            check_table(f"{where}: state", state, STATE)
+        stream = Stream(
+            **keys,
+            files={f["precision"]: f["path"] for f in files},
+            state=tuple((s["input"], tuple(s["shape"])) for s in states),
+        )
+        if len(stream.files) < max(len(files), 1):
+            raise BadInput(f"{where}: {'two files of one precision' if files else 'no [[stream.file]] in it'}")
+        if stream.reach > WINDOW:
+            raise BadInput(f"{where}: reaches over {stream.reach} frames; the daemon's window holds {WINDOW}")
+        if stream.layout == "NCHW" and stream.frames != 1:
+            raise BadInput(f"{where}: layout NCHW has no time axis, yet frames = {stream.frames}")
+        if stream.dtype == "u8" and stream.kind != "rgb":
+            raise BadInput(f'{where}: dtype = "u8", which only an RGB stream can take')
+        if any(stream.name == other.name for other in streams):
+            raise BadInput(f"{where}: a second stream of this name")
+        streams.append(stream)
     if not streams:
         raise BadInput(f"{path}: no [[stream]] in it")
     return manifest, streams

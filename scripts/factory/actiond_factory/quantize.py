@@ -190,15 +190,36 @@ def bar(values: Sequence, text: str) -> Iterator:
     return iter(tqdm(values, desc=text, unit="window", leave=False, disable=None))
 
 
+def check_fit(run: Run, model: onnx.ModelProto, source: Path) -> None:
+    """A graph must take what model.toml says that it takes: giving it other sizes would make another graph of it."""
+    stream = run.stream
+    fed = run.inputs(run.windows[0]())
+    inputs = {i.name: i.type.tensor_type for i in model.graph.input}
+    for name, x in fed.items():
+        if name not in inputs:
+            raise BadInput(f"{source}: no input `{name}`; it has {', '.join(sorted(inputs))}")
+        sizes = [d.dim_value if d.HasField("dim_value") else None for d in inputs[name].shape.dim]
+        if len(sizes) != x.ndim or any(n is not None and n != m for n, m in zip(sizes, x.shape, strict=True)):
+            own = " x ".join("any" if n is None else str(n) for n in sizes)
+            raise BadInput(f"{source}: input `{name}` is {own}; model.toml makes it {' x '.join(map(str, x.shape))}")
+        if inputs[name].elem_type != onnx.helper.np_dtype_to_tensor_dtype(x.dtype):
+            own = onnx.TensorProto.DataType.Name(inputs[name].elem_type).lower()
+            raise BadInput(f"{source}: input `{name}` is of {own}; model.toml makes it {x.dtype}")
+    # Old graphs list their weights as inputs too.
+    if odd := inputs.keys() - fed.keys() - {w.name for w in model.graph.initializer}:
+        raise BadInput(f"{source}: input `{min(odd)}` is not in model.toml")
+    outputs = [o.name for o in model.graph.output]
+    if stream.output not in outputs:
+        raise BadInput(f"{source}: no output `{stream.output}`; it has {', '.join(outputs)}")
+
+
 def quantize_stream(run: Run, args: argparse.Namespace) -> tuple[onnx.ModelProto, str, list[dict]]:
     """The s8 graph of an f32 file, the method that chose its ranges, and its layers' report."""
     source, stream = run.source, run.stream
     model = int8.named(run.model)
     if qdq.is_quantized(model):
         raise BadInput(f"{source}: is quantized already, though model.toml calls it f32")
-    names = {i.name for i in model.graph.input}
-    if stream.input not in names:
-        raise BadInput(f"{source}: no input `{stream.input}`; it has {', '.join(sorted(names))}")
+    check_fit(run, model, source)
     fixed = int8.pinned(model, {name: x.shape for name, x in run.inputs(run.windows[0]()).items()})
     every = {layer.name: layer for layer in int8.layers_of(model.graph)}
     for pattern in args.keep:
@@ -290,6 +311,7 @@ def restored(s8: onnx.ModelProto, source: onnx.ModelProto) -> onnx.ModelProto:
 def logits_of(run: Run, model: onnx.ModelProto, provider: str) -> tuple[np.ndarray, float]:
     """Logits [windows, classes], and the median of milliseconds a window on one thread."""
     # OpenVINO wants shapes to plan with; the daemon pins the window's length too.
+    check_fit(run, model, run.source)
     shapes = {name: x.shape for name, x in run.inputs(run.windows[0]()).items()}
     loaded = session(int8.pinned(model, shapes), provider)
     rows, times = [], []
@@ -422,7 +444,8 @@ def fusion(
         total = 0
         for s in streams:
             values = logits[s.name, precision]
-            share = weights.get(s.name, 0.0) if weights else 1.0
+            # A stream that is not named counts whole, as in the daemon.
+            share = weights.get(s.name, 1.0)
             total = total + share * (values if rule.get("rule") == "logits" else np.exp(log_softmax(values)))
         scores.append(total)
     return compared(*scores, labels) | (
@@ -464,7 +487,7 @@ def providers(entry: dict, random: bool) -> None:
 def list_file(folder: Path, stream: str, precision: str, path: str, alone: bool = False) -> None:
     """Lists a file of a stream in model.toml with its checksum, in place of one of the same precision, or of all."""
     manifest = folder / "model.toml"
-    text = manifest.read_text()
+    text = manifest.read_text(encoding="utf-8")
     expected = tomllib.loads(text)
     digest = sha256(folder / path)
     table = next(s for s in expected["stream"] if s["name"] == stream)
@@ -503,7 +526,7 @@ def list_file(folder: Path, stream: str, precision: str, path: str, alone: bool 
         text = "\n".join([*kept_before, "", *added, *lines[place:]]).rstrip() + "\n"
     if place is None or tomllib.loads(text) != expected:
         raise BadInput(f"{manifest}: its files are not listed as [[stream.file]] tables; write them so")
-    manifest.write_text(text)
+    manifest.write_text(text, encoding="utf-8")
 
 
 def check(model: Path) -> int:

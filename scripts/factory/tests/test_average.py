@@ -177,3 +177,19 @@ def test_other_architectures_and_folders_that_exist(models: tuple[Path, Path], t
     assert "stream rgb: layout is" in capsys.readouterr().err
     assert factory("average", *models, "--share", "rgb=0.5", "--out", other) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_labels_that_are_no_text_or_lie_elsewhere(models: tuple[Path, Path], a: Path, tmp_path: Path, capsys) -> None:
+    options = ("--share", "rgb=0.5", "--out", tmp_path / "mixed")
+    (a / "labels.txt").write_bytes(b"caf\xe9\n")
+    assert factory("average", a, models[1], *options) == 2
+    assert f"{a / 'labels.txt'}: labels are UTF-8 text" in capsys.readouterr().err
+    (tmp_path / "escaped.txt").write_text("class 0\nclass 1\nclass 2\n")
+    text = (a / "model.toml").read_text()
+    (a / "model.toml").write_text(text.replace("labels.txt", "../escaped.txt"))
+    assert factory("average", models[0], a, *options) == 2
+    assert "labels = '../escaped.txt'; it is the path of a file in the model's folder" in capsys.readouterr().err
+    (a / "model.toml").write_text(text.replace('labels = "labels.txt"\n', ""))
+    assert factory("average", models[0], a, *options) == 2
+    assert "labels is missing" in capsys.readouterr().err
+    assert not (tmp_path / "mixed").exists()

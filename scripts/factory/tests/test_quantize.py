@@ -1,6 +1,7 @@
 """`factory quantize`: the graph in s8, its report, TensorRT's rules, and clips seen as the daemon sees them."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from actiond_factory import __main__ as command
-from actiond_factory import int8, intake, qdq
+from actiond_factory import int8, intake, qdq, quantize
 from actiond_factory.graph import Graph
 from actiond_factory.model import session, sha256
 from actiond_factory.toml import tomllib
@@ -267,6 +268,61 @@ def test_a_model_without_f32(copy: Path, clips: Path, capsys) -> None:
     (copy / "rgb.onnx").unlink()
     assert factory("quantize", copy, clips) == 2
     assert "rgb.onnx: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('fit = "crop"', 'fit = "foo"', "fit = 'foo'; it is one of squeeze, letterbox, crop"),
+        ('dtype = "f32"', 'dtype = "i64"', "dtype = 'i64'; it is one of f32, u8"),
+        ("step = 1", "step = 0", "step = 0; it is a whole number"),
+        ("step = 1", "step = true", "step = True; it is a whole number"),
+        ("frames = 64", 'frames = "64"', "frames = '64'; it is a whole number"),
+        ("frames = 64", "frames = 0", "frames = 0; it is a whole number"),
+        ("frames = 64", "frames = 65", "reaches over 65 frames"),
+        ('kind = "rgb"', 'kind = "sound"', "kind = 'sound'; it is one of"),
+        ('layout = "NCTHW"', 'layout = "TCHW"', "layout = 'TCHW'; it is one of"),
+        ("size = [32, 32]", "size = [0, 32]", "size = [0, 32]; it is the width"),
+        ("size = [32, 32]", "size = 32", "size = 32; it is the width"),
+        ("range = [-1.0, 1.0]", 'range = ["-1", "1"]', "range = ['-1', '1']; it is two"),
+        ("range = [-1.0, 1.0]", "range = [nan, 1.0]", "it is two different numbers"),
+        ('path = "rgb.onnx"', "path = 7", "path = 7; it is the path of a file in the model's folder"),
+        ('path = "rgb.onnx"', 'path = "../rgb.onnx"', "path = '../rgb.onnx'; it is the path"),
+        ('path = "rgb.onnx"', 'path = "/rgb.onnx"', "path = '/rgb.onnx'; it is the path"),
+        ('labels = "labels.txt"', 'labels = "../labels.txt"', "labels = '../labels.txt'; it is the path"),
+        ('precision = "f32"', "precision = 4", "precision = 4; it is one of"),
+        ("[fusion]", "[[fusion]]", "fusion: is [{"),
+        ('rule = "probabilities"', 'rule = "best"', "fusion: rule = 'best'; it is one of"),
+        ('dtype = "f32"', 'flow = { algorithm = "dis", preset = "slow" }', "preset = 'slow'; it is one of ultrafast"),
+        ('dtype = "f32"', 'flow = { algorithm = "dis", scale = 1 }', "flow: there is no scale"),
+        ("bound = ", "bound = -", "it is a number of pixels above 0"),
+        ('name = "flow"', 'name = "rgb"', "a second stream of this name"),
+        ("size = [32, 32]", "size = [48, 48]", "is 1 x 3 x any x 32 x 32; model.toml makes it 1 x 3 x 64 x 48 x 48"),
+        ('dtype = "f32"', 'dtype = "u8"', "input `input` is of float; model.toml makes it uint8"),
+        ('layout = "NCTHW"', 'layout = "NTCHW"', "model.toml makes it 1 x 64 x 3 x 32 x 32"),
+        ('input = "input"', 'input = "x"', "no input `x`; it has input"),
+        ('output = "logits"', 'output = "scores"', "no output `scores`; it has logits"),
+    ],
+)
+def test_a_manifest_is_checked(before: str, after: str, said: str, built: Path, tmp_path: Path, clips, capsys) -> None:
+    copy = Path(shutil.copytree(built, tmp_path / "copy"))
+    text = (copy / "model.toml").read_text()
+    assert before in text
+    (copy / "model.toml").write_text(text.replace(before, after, 1))
+    files = {p.name: p.read_bytes() for p in copy.iterdir()}
+    capsys.readouterr()
+    assert factory("quantize", copy, clips, "--calibration", 2, "--clips", 2) == 2
+    text = capsys.readouterr().err.splitlines()[-1]
+    assert said in text and text.startswith(f"factory quantize: {copy}")
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == files
+
+
+def test_a_stream_without_a_weight_counts_whole() -> None:
+    streams = [intake.Stream(n, "rgb", 1, (2, 2), "squeeze", "NCTHW", "input", "logits", {}) for n in ("rgb", "flow")]
+    logits = {("rgb", p): np.array([[1.0, 0.0]]) for p in ("f32", "int8")}
+    logits |= {("flow", p): np.array([[0.0, 5.0]]) for p in ("f32", "int8")}
+    rule = {"fusion": {"rule": "logits", "weights": {"rgb": 1.0}}}
+    assert quantize.fusion(rule, streams, logits, np.array([1]))["top1"] == 1.0
 
 
 # ---------------------------------------------------------------------------------------------- parts
