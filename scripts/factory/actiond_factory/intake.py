@@ -254,6 +254,9 @@ class Picture:
 def find_clips(folder: Path) -> list[Path]:
     """Every video file below a folder, or the one file that it is, in order."""
     if folder.is_file():
+        # FFmpeg makes pictures of much that is no video, of a text too.
+        if folder.suffix[1:].lower() not in VIDEOS:
+            raise BadInput(f"{folder}: no video file by its name (those end in {', '.join(sorted(VIDEOS))})")
         return [folder]
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such file or folder")

@@ -13,6 +13,7 @@ Example:
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,9 +85,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `quantize`."""
+    if args.model is not None and args.recordings is None:
+        # The model has its own option, so what stands alone are the clips.
+        args.recordings, args.folder = args.folder, None
+    if args.model is not None and args.folder is not None:
+        raise BadInput(f"--model {args.model} and {args.folder}: say once which model")
     folder = args.model or args.folder
     if folder is None:
         raise BadInput("say which model: factory quantize MODEL CLIPS")
+    for name in ("calibration", "clips"):
+        if getattr(args, name) < 1:
+            raise BadInput(f"--{name} {getattr(args, name)}: must be 1 or more")
+    if math.isnan(args.min_sqnr):
+        raise BadInput("--min-sqnr nan: must be a number of dB")
     if args.check:
         return check(folder)
     if args.measure:

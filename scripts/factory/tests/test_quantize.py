@@ -240,6 +240,38 @@ def test_bad_input_is_one_sentence(spoil, sentence: str, copy: Path, clips: Path
     assert len(text.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--calibration", 0), "--calibration 0: must be 1 or more"),
+        (("--calibration", -3), "--calibration -3: must be 1 or more"),
+        (("--clips", 0), "--clips 0: must be 1 or more"),
+        (("--min-sqnr", "nan"), "--min-sqnr nan: must be a number"),
+        (("--model", "other"), "--model other and "),
+    ],
+)
+def test_bad_options(options, said: str, model: Path, clips: Path, capsys) -> None:
+    assert factory("quantize", model, clips, *options) == 2
+    assert capsys.readouterr().err.startswith(f"factory quantize: {said}")
+
+
+def test_the_model_may_be_an_option(model: Path, clips: Path, capsys) -> None:
+    assert factory("quantize", "--measure", "--model", model, clips, "--clips", 2) == 0
+    assert capsys.readouterr().out.startswith("2 windows measure\n")
+    assert factory("quantize", "--check", "--model", model) == 0
+
+
+def test_a_text_is_no_clip(model: Path, clips: Path, capsys) -> None:
+    assert factory("quantize", model, clips / "notes.txt") == 2
+    assert "notes.txt: no video file by its name" in capsys.readouterr().err
+
+
+def test_an_error_names_the_model_and_not_its_copy(copy: Path, clips: Path, capsys) -> None:
+    (copy / "rgb.onnx").write_bytes(b"\0garbage")
+    assert factory("quantize", copy, clips, "--calibration", 1, "--clips", 1) == 2
+    assert f"factory quantize: {copy / 'rgb.onnx'}: not an ONNX file" in capsys.readouterr().err
+
+
 def test_clips_that_cannot_be_decoded(copy: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
