@@ -185,15 +185,31 @@ def graph_file(path: Path, stream: str | None) -> Path:
     if not path.is_dir():
         return path
     try:
-        streams = tomllib.loads((path / "model.toml").read_text())["stream"]
+        streams = tomllib.loads((path / "model.toml").read_text(encoding="utf-8"))["stream"]
         names = {s["name"]: path / f["path"] for s in streams for f in s["file"] if f["precision"] == "f32"}
-    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
         raise BadInput(f"{path / 'model.toml'}: cannot be read: {error}") from error
     if stream is None and len(names) == 1:
         return next(iter(names.values()))
     if stream not in names:
         raise BadInput(f"{path} has the streams {', '.join(names)}: say which with --stream")
     return names[stream]
+
+
+def one_picture(model: onnx.ModelProto, path: Path, axes: int) -> onnx.ModelProto:
+    """The network, if it takes a picture (4 axes) or a video (5) and nothing besides."""
+    stored = {w.name for w in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in stored]
+    what = {4: "the first is the 2D network, on a picture", 5: "the second is the 3D network, on a video"}[axes]
+    if len(inputs) != 1:
+        raise BadInput(
+            f"{path}: takes {', '.join(i.name for i in inputs) or 'nothing'}; {what}, and takes nothing else"
+        )
+    if len(inputs[0].type.tensor_type.shape.dim) != axes:
+        raise BadInput(f"{path}: its input has {len(inputs[0].type.tensor_type.shape.dim)} axes, not {axes}: {what}")
+    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise BadInput(f"{path}: its input is not f32")
+    return model
 
 
 def read_picture(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
@@ -223,7 +239,11 @@ def main(args: argparse.Namespace) -> int:
     """Runs `boring`."""
     if args.frames < 1:
         raise BadInput(f"--frames {args.frames}: must be 1 or more")
-    flat, inflated = (load(graph_file(path, args.stream)) for path in (args.flat, args.inflated))
+    flat, inflated = (
+        one_picture(load(file), file, axes)
+        for path, axes in ((args.flat, 4), (args.inflated, 5))
+        for file in [graph_file(path, args.stream)]
+    )
     picture = None
     if args.picture:
         shape = shapes_of(inflated)[inflated.graph.input[0].name]

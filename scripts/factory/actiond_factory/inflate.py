@@ -86,15 +86,23 @@ def read_rules(path: Path) -> list[Rule]:
     rules = []
     for number, table in enumerate(tables.get("rule", []), 1):
         wrong = f"{path}: rule {number}"
+        if not isinstance(table, dict):
+            raise BadInput(f"{wrong}: is {table!r} and should be a table")
         if unknown := set(table) - set(known):
             raise BadInput(f"{wrong}: {', '.join(sorted(unknown))} means nothing; there are {', '.join(known)}")
         for key in ("first", "kernel", "stride"):
             if key in table and (type(table[key]) is not int or table[key] < 1):
                 raise BadInput(f"{wrong}: {key} = {table[key]!r} is not a whole number from 1 up")
         pads = table.get("pads")
-        if pads is not None and not (len(pads) == 2 and all(type(p) is int and p >= 0 for p in pads)):
+        if pads is not None and not (
+            isinstance(pads, list) and len(pads) == 2 and all(type(p) is int and p >= 0 for p in pads)
+        ):
             raise BadInput(f"{wrong}: pads = {pads!r} is not [front, back]")
+        if not isinstance(table.get("match", ""), str):
+            raise BadInput(f"{wrong}: match = {table['match']!r} is no text")
         ops = table.get("op", [])
+        if not isinstance(ops, str | list) or not all(isinstance(op, str) for op in ops):
+            raise BadInput(f"{wrong}: op = {ops!r} is no operator's name, nor a list of them")
         table = table | {"op": (ops,) if isinstance(ops, str) else tuple(ops), "pads": pads and tuple(pads)}
         rules.append(Rule(**table))
     return rules
@@ -505,6 +513,8 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput(f"--frames {args.frames}: actiond's window holds 1 to 64")
     if (args.mean is None) != (args.std is None) or (args.mean and len(args.mean) != len(args.std)):
         raise BadInput("--mean and --std go together, a number a channel each")
+    if args.mean and not all(map(math.isfinite, args.mean)):
+        raise BadInput("--mean must be numbers")
     if args.std and not all(math.isfinite(s) and s > 0 for s in args.std):
         raise BadInput("--std must be above 0")
     if args.manifest:

@@ -311,3 +311,35 @@ def test_what_cannot_be_inflated_is_told_by_its_node(tmp_path: Path, capsys: pyt
     assert "too few" in run(tmp_path / "resnet.onnx", "--frames", 2)
     assert "--mean and --std" in run(tmp_path / "resnet.onnx", "--mean", "1,1,1")
     assert "2 means for 3" in run(tmp_path / "resnet.onnx", "--mean", "1,1", "--std", "1,1")
+    assert "--mean must be numbers" in run(tmp_path / "resnet.onnx", "--mean", "0,0,nan", "--std", "1,1,1")
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("[[rule]]\npads = 3", r"rule 1: pads = 3 is not \[front, back\]"),
+        ("[[rule]]\nop = 3", "rule 1: op = 3 is no operator's name"),
+        ("[[rule]]\nop = [3]", r"rule 1: op = \[3\] is no operator's name"),
+        ("[[rule]]\nmatch = 3", "rule 1: match = 3 is no text"),
+        ("rule = [3]", "rule 1: is 3 and should be a table"),
+    ],
+)
+def test_rules_of_wrong_kinds(rule: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text(rule)
+    with pytest.raises(BadInput, match=said):
+        read_rules(tmp_path / "rules.toml")
+
+
+def test_boring_wants_a_picture_s_and_a_video_s_network(flat: onnx.ModelProto, tmp_path: Path, capsys) -> None:
+    lstm = ["build", "convnet-lstm", "--classes", "3", "--size", "32", "--width", "0.1", "--out", str(tmp_path / "m")]
+    assert command.main(lstm) == 0
+    two, three = tmp_path / "2d.onnx", tmp_path / "3d.onnx"
+    onnx.save(flat, two)
+    onnx.save(inflate(flat, read_rules(PACING)), three)
+    for pair, said in (
+        ((three, two), "3d.onnx: its input has 5 axes, not 4"),
+        ((two, two), "2d.onnx: its input has 4 axes, not 5"),
+        ((tmp_path / "m", three), "rgb.onnx: takes input, h, c; the first is the 2D network"),
+    ):
+        assert command.main(["boring", *map(str, pair)]) == 2
+        assert said in capsys.readouterr().err
