@@ -20,7 +20,8 @@ from .model import Manifest, Stream, staged
 def read_labels(path: Path, classes: int | None = None) -> list[str]:
     """A label a line; as many as `classes` where that is given."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors begin a text with a mark of its encoding, which is no part of the first label.
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot read the labels: {error}") from error
     labels = [line.strip() for line in text.splitlines() if line.strip()]

@@ -299,6 +299,9 @@ def write(out: Path, networks: list[Network], labels: list[str], about: About) -
     """ONNX files, labels and manifest into `out`, which is being staged; files of another model in it go."""
     for old in [*out.glob("rgb*.onnx"), *out.glob("flow*.onnx")]:
         old.unlink()
+    # What was measured and told of other weights.
+    for old in ("int8.json", "CARD.md"):
+        (out / old).unlink(missing_ok=True)
     architecture = ARCHITECTURES["two-stream-i3d"]
     described = {stream.name: stream for stream in architecture.streams(SIZE, 1.0)}
     streams = []

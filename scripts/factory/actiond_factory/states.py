@@ -187,7 +187,22 @@ def _read_zip(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
 def _read_legacy(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
     """Before PyTorch 1.6: pickles of a magic number, a version, the machine, the object and the storages' keys, then
     for each key its count, i64, and its bytes."""
-    file = io.BytesIO(path.read_bytes())
+    data = path.read_bytes()
+    if data.startswith(b"PK\3\4"):
+        raise _Damaged(f"the file is cut short: a zip archive of which {len(data)} bytes are here, and not its end")
+    file = io.BytesIO(data)
+    try:
+        return _read_pickles(file)
+    except (_Refused, _Damaged):
+        raise
+    except Exception:
+        if data.startswith(b"\x80") and file.tell() == len(data):
+            raise _Damaged(f"the file is cut short: its pickles go on behind its {len(data)} bytes") from None
+        raise
+
+
+def _read_pickles(file: io.BytesIO) -> tuple[object, Callable[[_Storage], bytes]]:
+    """The same, of a file that is open."""
     if _load(file)[0] != LEGACY_MAGIC:
         raise _Damaged("a pickle, but none that PyTorch wrote")
     if _load(file)[0] != LEGACY_VERSION:
@@ -201,7 +216,10 @@ def _read_legacy(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
         raise _Damaged("its list of storages is not that of its tensors")
     data: dict[str, bytes] = {}
     for key in keys:
-        count = int.from_bytes(file.read(8), "little")
+        head = file.read(8)
+        if len(head) < 8:
+            raise _Damaged(f"the file is cut short before storage {key}")
+        count = int.from_bytes(head, "little")
         if count != storages[key].count:
             raise _Damaged(f"storage {key} has {count} numbers and should have {storages[key].count}")
         data[key] = file.read(count * width(storages[key].dtype))
@@ -280,13 +298,19 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
-        entries = {name: (e["dtype"], list(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
+        entries = header.items()
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise BadInput(f"{path}: its header is no safetensors header ({type(e).__name__}: {e})") from None
     body = memoryview(data)[8 + length :]
     tensors = {}
-    for name, (dtype, shape, begin, *rest) in entries.items():
-        end = rest[0] if len(rest) == 1 else None
+    for name, entry in entries:
+        match entry:
+            case {"dtype": str() as dtype, "shape": list() as shape, "data_offsets": [begin, end]}:
+                pass
+            case _:
+                raise BadInput(
+                    f"{path}: tensor `{name}`: no safetensors header has {json.dumps(entry)[:100]} for a tensor"
+                )
         if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
             raise BadInput(f"{path}: tensor `{name}`: shape or offsets are not whole numbers")
         if dtype not in SAFETENSORS:
@@ -298,5 +322,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise BadInput(f"{path}: tensor `{name}` of shape {shape} takes {size} bytes, not {end - begin}")
         if end > len(body):
             raise BadInput(f"{path}: tensor `{name}` ends at byte {end} of {len(body)}: the file is cut short")
-        tensors[name] = values(body[begin:end], SAFETENSORS[dtype]).reshape(shape)
+        try:
+            tensors[name] = values(body[begin:end], SAFETENSORS[dtype]).reshape(shape)
+        except (ValueError, OverflowError) as e:
+            raise BadInput(f"{path}: tensor `{name}` of shape {shape}: {e}") from None
     return tensors

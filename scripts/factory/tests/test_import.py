@@ -446,6 +446,19 @@ def test_a_torch_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
                 read_torch(path)
 
 
+def test_a_torch_file_that_is_cut_short_says_so(tmp_path: Path) -> None:
+    whole = as_saved(tmp_path / "whole.pt", b"K\4\x85", b"K\2\x85").read_bytes()
+    old = as_legacy(tmp_path / "old.pt", pickle.dumps({"a": list(range(1000))}, 2)).read_bytes()
+    path = tmp_path / "cut.pt"
+    for data in (whole[:-30], whole[:200], whole[:20], old[:-3], old[:60], old[:20], old[:2]):
+        path.write_bytes(data)
+        with pytest.raises(BadInput, match="cut.pt: the file is cut short"):
+            read_torch(path)
+    path.write_bytes(b"a text, and no weights")
+    with pytest.raises(BadInput, match="not a file of PyTorch's"):
+        read_torch(path)
+
+
 def test_a_safetensors_file_of_any_shorter_length_is_refused(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "cut.safetensors", {"w": np.zeros(3), "v": np.ones(4)})
     whole = path.read_bytes()
@@ -466,7 +479,12 @@ def test_a_safetensors_file_of_any_shorter_length_is_refused(tmp_path: Path) -> 
         ({"w": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]}}, "tensor `w`: numbers of kind F31"),
         ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, "tensor `w`: shape or offsets"),
         ({"w": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}, "tensor `w`: shape or offsets"),
-        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, "tensor `w`: shape or offsets"),
+        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, "tensor `w`: no safetensors header"),
+        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": []}}, "tensor `w`: no safetensors header"),
+        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": 4}}, "tensor `w`: no safetensors header"),
+        ({"w": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, "tensor `w`: no safetensors header"),
+        ({"w": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}, "tensor `w`: no safetensors header"),
+        ({"w": {"dtype": "F32", "shape": [0, 2**70], "data_offsets": [0, 0]}}, r"tensor `w` of shape \[0, 1180"),
         ({"w": {"shape": [1], "data_offsets": [0, 4]}}, "no safetensors header"),
         ({"w": 3}, "no safetensors header"),
         ([1], "no safetensors header"),
@@ -594,3 +612,17 @@ def test_nothing_is_written_when_something_is_wrong(
     assert {p: p.read_bytes() for p in (tmp_path / "model").iterdir()} == kept
     out = str(tmp_path)
     assert "choose another --out" in refused("--rgb", rgb)
+
+
+def test_nothing_told_of_other_weights_is_left(numbers: dict, tmp_path: Path) -> None:
+    rgb = str(write_safetensors(tmp_path / "rgb.safetensors", named(numbers, PIERGIAJ)))
+    out = tmp_path / "model"
+    out.mkdir()
+    for name in ("model.toml", "int8.json", "CARD.md", "rgb.int8.onnx", "notes.txt"):
+        (out / name).write_text("of another model")
+    # With the mark that some editors begin a text with.
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"{n}\n" for n in "abcdefg"), encoding="utf-8-sig")
+    assert main(["import", "--rgb", rgb, "--out", str(out), "--labels", str(labels)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["labels.txt", "model.toml", "notes.txt", "rgb.onnx"]
+    assert (out / "labels.txt").read_bytes().startswith(b"a\nb\n")
