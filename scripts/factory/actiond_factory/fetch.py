@@ -434,7 +434,13 @@ def main(args: argparse.Namespace, blobs: dict[str, Blob] = BLOBS, recipes: dict
         lacking = [stream for stream in CHANNELS if stream not in recipe.checkpoints]
         if lacking:
             raise BadInput(f"{args.weights} has no {lacking[0]} stream: DeepMind published none")
-    if urlsplit(args.base).scheme not in ("http", "https") or not urlsplit(args.base).hostname:
+    try:
+        base = urlsplit(args.base)
+        # Raises ValueError where it is no number from 0 to 65535.
+        known = base.scheme in ("http", "https") and base.hostname and (base.port is None or base.port)
+    except ValueError:
+        known = False
+    if not known:
         raise BadInput(f"--base {args.base}: an http or https address is needed; for files that are here use --from")
     if args.given is not None and not args.given.is_dir():
         raise BadInput(f"--from {args.given}: no such folder")

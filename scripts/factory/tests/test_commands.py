@@ -1,5 +1,6 @@
 """What holds for every command of the factory."""
 
+import importlib.machinery
 import importlib.util
 import os
 import shutil
@@ -102,3 +103,43 @@ def test_a_signal_ends_in_order(tmp_path: Path, number: int) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (128 + number, "")
     assert list(tmp_path.iterdir()) == []
+
+
+SCRIPTS = Path(command.__file__).parents[2]
+
+
+def test_fuzz_takes_no_mistyped_file_for_seconds(tmp_path: Path) -> None:
+    run = [SCRIPTS / "fuzz", "manifest", "fuzz/artifacts/typo"]
+    done = subprocess.run(run, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "scripts/fuzz: there is no file `fuzz/artifacts/typo`, and it is no number of seconds\n"
+
+
+def test_peers_takes_paths_from_where_it_is_called(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    loader = importlib.machinery.SourceFileLoader("peers", str(SCRIPTS / "peers"))
+    peers = importlib.util.module_from_spec(importlib.util.spec_from_loader("peers", loader))
+    loader.exec_module(peers)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.toml").write_text('[[stream]]\nfile = [{ precision = "f32" }]\n')
+    (tmp_path / "actiond").touch()
+    given = []
+
+    def ours(*paths: object) -> dict:
+        given.extend(paths[:3])
+        return {"backend": "cpu", "precision": "f32", "mode": "dense", "stages": {"inference": {"rgb": {"p50_ms": 1}}}}
+
+    monkeypatch.setattr(peers, "environment", lambda: None)
+    monkeypatch.setattr(peers, "Peer", lambda name, *_: SimpleNamespace(name=name, hop=lambda: 1.0))
+    monkeypatch.setattr(peers, "ours", ours)
+    monkeypatch.chdir(tmp_path)
+    options = ["--clip", "clip.mp4", "--actiond", "actiond", "--rounds", "1", "--modes", "dense", "--backends", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["peers", "model", *options, "--json"])
+    assert peers.main() == 0
+    assert given == [tmp_path / "actiond", tmp_path / "model", tmp_path / "clip.mp4"]
+
+
+@pytest.mark.parametrize("base", ["http://[bad", "http://host:99999", "http://host:x", "ftp://host", "http://"])
+def test_an_address_that_is_none(base: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command.main(["fetch", "kinetics", "--base", base, "--out", str(tmp_path / "m")]) == 2
+    assert capsys.readouterr().err.startswith(f"factory fetch: --base {base}: an http or https address is needed")
