@@ -402,7 +402,8 @@ impl Collector for Sinks {
         family(&mut encoder, "actiond_sink_up", "Whether a sink's far end answers", MetricType::Gauge, |e| {
             sinks.iter().try_for_each(|s| put(e, &[("sink", &s.name)], &ConstGauge::new(i64::from(s.connected))))
         })?;
-        let counters: [(&str, &str, fn(&publish::Stats) -> u64); 4] = [
+        type Number = fn(&publish::Stats) -> u64;
+        let counters: [(&str, &str, Number); 4] = [
             ("actiond_sink_delivered", "Events that a sink's far end acknowledged", |s| s.delivered),
             ("actiond_sink_refused", "Events that a sink's far end will never take", |s| s.refused),
             ("actiond_sink_lost", "Events that were gone from the journal before a sink could send them", |s| s.lost),

@@ -27,7 +27,6 @@ import argparse
 import difflib
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,7 +48,7 @@ from .errors import BadInput
 from .model import Manifest, Stream, staged
 from .start import Layer, adopt, from_onnx, measure
 from .toml import tomllib
-from .train import append_record, kept_config, read_records, reading, write_toml
+from .train import append_record, kept_config, read_records, reading, save_checkpoint, write_toml
 from .twins import TWINS, difference, export, units
 
 MODES = ("scratch", "inflated", "fixed", "full-ft")
@@ -383,9 +382,7 @@ class Fit:
         state = {key: getattr(self, key) for key in ("step", "rate", "best", "bad", "dropped", "saturated", "losses")}
         state |= {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"scaler": self.scaler.state_dict(), "labels": self.labels, "config": asdict(self.config)}
-        part = self.out / "checkpoint.part"
-        torch.save(state, part)
-        os.replace(part, self.out / "checkpoint.pt")
+        save_checkpoint(self.out / "checkpoint.pt", state)
 
     def run(self, stop_after: int | None = None) -> None:
         """Trains to the end, or for `stop_after` steps."""

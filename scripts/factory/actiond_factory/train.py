@@ -108,6 +108,18 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def save_checkpoint(path: Path, state: dict[str, object]) -> None:
+    """Whole or not at all."""
+    part = path.with_suffix(".part")
+    try:
+        # Of a file that it opens itself, torch tells a full disk in words of its own.
+        with part.open("wb") as file:
+            torch.save(state, file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def append_record(path: Path, record: dict[str, object]) -> None:
     """A line more in a log.jsonl, whose last one may be cut: the machine can have gone off while it was written."""
     with path.open("ab+") as file:
@@ -276,9 +288,7 @@ class Trainer:
             "spent": self.spent,
             "skipped": self.skipped,
         }
-        part = self.out / "checkpoint.part"
-        torch.save(state, part)
-        os.replace(part, self.out / "checkpoint.pt")
+        save_checkpoint(self.out / "checkpoint.pt", state)
 
     def load(self) -> bool:
         """Goes on from the run's checkpoint, if there is one."""

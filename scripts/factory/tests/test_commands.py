@@ -28,6 +28,8 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture) -> None:
     assert f"usage: factory {name}" in text
     examples = [line for line in text.splitlines() if line.startswith("  ") and f"factory {name} " in line]
     assert examples, text
+    # Only the script has the environment that the module needs.
+    assert "python -m" not in text
 
 
 def test_nothing_needs_more_than_python_3_10() -> None:

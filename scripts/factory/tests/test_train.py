@@ -307,3 +307,13 @@ def test_a_damaged_run_is_named(renders: Path, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('stream = "rgb')
     with pytest.raises(BadInput, match="config.toml: damaged"):
         train.start(config, tmp_path)
+
+
+def test_a_full_disk_costs_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    train.save_checkpoint(path, {"step": 1})
+    path.with_suffix(".part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        train.save_checkpoint(path, {"net": torch.zeros(100_000)})
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
