@@ -403,7 +403,7 @@ fn assert_gapless(journal: &[Event]) {
 const PASS: u32 = 0;
 /// Whoever connects is thrown out.
 const REFUSE: u32 = 1;
-/// No PubAck comes through to the client.
+/// No PubAck comes through to the client, until it connects anew.
 const SWALLOW: u32 = 2;
 /// Nothing comes through, and nobody is told: a cable that was pulled.
 const SILENT: u32 = 3;
@@ -428,6 +428,8 @@ impl Proxy {
         let shared = proxy.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                // Only the connection before swallows: this one would wait for what it sends at once.
+                let _ = shared.mode.compare_exchange(SWALLOW, PASS, Ordering::SeqCst, Ordering::SeqCst);
                 shared.connections.fetch_add(1, Ordering::SeqCst);
                 if shared.mode.load(Ordering::SeqCst) == REFUSE {
                     continue;
@@ -559,7 +561,6 @@ fn a_broker_that_restarts_empty_acknowledgements_that_vanish_a_connection_that_i
     let (connections, before) = (proxy.connections(), seen(&subscriber));
     proxy.set(SWALLOW);
     assert!(wait_for(16, || proxy.connections() > connections), "{}", place.log());
-    proxy.set(PASS);
     assert!(proxy.swallowed.load(Ordering::SeqCst) > 0 && seen(&subscriber) > before);
 
     // A pulled cable.
