@@ -44,7 +44,10 @@ use std::{
 use jiff::Timestamp;
 use serde::Deserialize;
 
-pub(crate) use self::cursor::write_whole;
+pub(crate) use self::{
+    cursor::write_whole,
+    reserve::{Room, room},
+};
 pub use self::{
     cursor::{Acknowledged, Cursor},
     follow::{Follower, Item},

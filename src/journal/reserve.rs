@@ -10,7 +10,6 @@ use std::{
 };
 
 use super::files::is_number;
-use crate::record::room;
 
 const RESERVE: &str = "events.reserve";
 
@@ -19,6 +18,18 @@ const SIZE: u64 = 1 << 20;
 
 /// A number as it stands at the file's beginning.
 const DIGITS: usize = 20;
+
+/// What a file system holds and what is free of it, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub size: u64,
+    pub free: u64,
+}
+
+pub(crate) fn room(folder: &Path) -> io::Result<Room> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(Room { size: disk.f_blocks.saturating_mul(disk.f_frsize), free: disk.f_bavail.saturating_mul(disk.f_frsize) })
+}
 
 #[derive(Debug)]
 pub(super) struct Reserve {

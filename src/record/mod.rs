@@ -44,6 +44,7 @@ use crate::{
     error::{Error, Result},
     event::Event,
     inference::Lane,
+    journal::{Room, room},
     model::{Decision, Model},
     tell::{About, Engine, Given, Seen, Teller},
 };
@@ -126,18 +127,6 @@ impl Header {
             .map_err(|e| Error::config(e.to_string()))?;
         Ok(Model { folder: PathBuf::new(), manifest, labels: self.labels.clone() })
     }
-}
-
-/// What a file system holds and what is free of it, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct Room {
-    pub size: u64,
-    pub free: u64,
-}
-
-pub fn room(folder: &Path) -> io::Result<Room> {
-    let disk = rustix::fs::statvfs(folder)?;
-    Ok(Room { size: disk.f_blocks.saturating_mul(disk.f_frsize), free: disk.f_bavail.saturating_mul(disk.f_frsize) })
 }
 
 /// Recordings end while this much is free, or a twentieth of a small disk: the journal must not go short of room for them.
