@@ -604,29 +604,6 @@ mod tests {
     }
 
     #[test]
-    fn no_file_is_passed_over_that_is_rotated_while_a_reader_looks_for_it() {
-        // Where syncing takes no time files come fast.
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let path = folder.path().to_owned();
-        let limits = Limits { file_bytes: 1, ..Limits::from(&Config::default()) };
-        let mut journal = Journal::open_with(&path, Fsync::Event, limits).unwrap();
-        let writer = std::thread::spawn(move || (0..1500).for_each(|_| journal.append(&mut sample(0))));
-        let mut reader = Reader::new(&path, 0);
-        let mut last = 0;
-        while last < 1500 {
-            let over = writer.is_finished();
-            match reader.next_event().unwrap() {
-                Some(event) => {
-                    assert_eq!(event.seq, last + 1);
-                    last = event.seq;
-                }
-                None => assert!(!over, "nothing behind {last}"),
-            }
-        }
-        writer.join().unwrap();
-    }
-
-    #[test]
     fn numbers_go_on_where_they_ended() {
         let folder = tempfile::tempdir().unwrap();
         let deep = folder.path().join("a/b");

@@ -192,3 +192,32 @@ impl Reader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+    use crate::{
+        event::sample,
+        journal::{Config, Journal, files::rotated_name},
+    };
+
+    #[test]
+    fn no_file_is_passed_over_that_is_rotated_while_a_reader_looks_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&Config::in_folder(folder.path())).unwrap();
+        (0..2).for_each(|_| journal.append(&mut sample(0)));
+        let (journal, looks) = (RefCell::new(journal), Cell::new(0));
+        // The place is asked for between the list of the files and the opening of one.
+        let opened = Reader::new(folder.path(), 1).open_first_of(|files| {
+            if looks.replace(looks.get() + 1) == 0 {
+                journal.borrow_mut().rotate();
+                journal.borrow_mut().append(&mut sample(0));
+            }
+            files.iter().rposition(|f| f.first <= 1).unwrap_or(0)
+        });
+        assert_eq!(opened.unwrap().unwrap().path, folder.path().join(rotated_name(1)));
+        assert_eq!(looks.get(), 2);
+    }
+}
