@@ -1,6 +1,7 @@
 //! Running a model's streams: a [`Backend`] loads a model, a [`Network`] steps it hop by hop.
 
 mod graph;
+mod integers;
 pub mod onnxruntime;
 mod streams;
 pub mod tract;

@@ -30,6 +30,7 @@ use ort::{
 use super::{
     Availability, Backend, LoadOptions, Network, Tensor, file,
     graph::{Element, Graph, StatePort},
+    integers,
     streams::{Engine, Prepared, Streams},
 };
 use crate::{
@@ -80,6 +81,12 @@ impl OnnxRuntime {
     /// Providers that plan and compile for fixed shapes: open dimensions are pinned for them.
     fn wants_fixed_shapes(self) -> bool {
         self != OnnxRuntime::Cpu
+    }
+
+    /// Whether activations are to be unsigned where they can be. Where sums of bytes saturate, the CPU provider does better
+    /// with floats, which it takes for signed ones.
+    fn wants_unsigned(self) -> bool {
+        matches!(self, OnnxRuntime::OpenVino | OnnxRuntime::Cpu) && cfg!(target_arch = "x86_64") && adds_bytes_exactly()
     }
 
     fn is_in_build(self) -> ort::Result<bool> {
@@ -235,7 +242,10 @@ impl Backend for OnnxRuntime {
         let streams = Streams::new(model, options, |stream| {
             let file = file(stream, provider.preferred(), options)?;
             let precision = file.precision;
-            let graph = Graph::read(model, stream, file)?;
+            let mut graph = Graph::read(model, stream, file)?;
+            if precision == Precision::Int8 && provider.wants_unsigned() {
+                graph.bytes = integers::unsigned(&graph.bytes).unwrap_or(graph.bytes);
+            }
             let stream = stream.clone();
             // One session serves all lengths where the provider takes open shapes.
             let mut open: Option<(String, Arc<Session>)> = None;

@@ -146,7 +146,7 @@ impl Graph {
         self.op("Conv", &[&x, &w, &b], more)
     }
 
-    fn fake_quantized(&mut self, x: &str, scale: f32) -> String {
+    pub fn fake_quantized(&mut self, x: &str, scale: f32) -> String {
         let scale = self.floats(&[], &[scale]);
         let zero = self.constant(DataType::Int8, &[], vec![0]);
         let q = self.op("QuantizeLinear", &[x, &scale, &zero], &[]);
