@@ -42,6 +42,12 @@ impl CpuFlow {
                 if let Some(scale) = method.finest_scale {
                     dis.set_finest_scale(i32::from(scale)).map_err(failed)?;
                 }
+                if let Some(pixels) = method.patch_stride {
+                    dis.set_patch_stride(i32::from(pixels)).map_err(failed)?;
+                }
+                if let Some(steps) = method.descents {
+                    dis.set_gradient_descent_iterations(i32::from(steps)).map_err(failed)?;
+                }
                 if let Some(iterations) = method.refinement {
                     dis.set_variational_refinement_iterations(i32::from(iterations)).map_err(failed)?;
                 }

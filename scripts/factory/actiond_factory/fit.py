@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import clips as data
+from . import intake
 from .architectures import ARCHITECTURES
 from .boring import graph_file
 from .errors import BadInput
@@ -103,7 +104,7 @@ class Config:
         stream = streams[self.stream]
         if stream.kind == "rgb":
             return stream
-        method = {"algorithm": "dis", "preset": "fast", "finest_scale": 1}
+        method = {key: value for key, value in asdict(intake.DEFAULT_METHOD).items() if value is not None}
         return replace(stream, flow=method if self.flow == "dis" else {"algorithm": "tv-l1"})
 
 

@@ -42,11 +42,13 @@ class Method:
     algorithm: str = "dis"
     preset: str = "fast"
     finest_scale: int | None = None
+    patch_stride: int | None = None
+    descents: int | None = None
     refinement: int | None = None
     upscale: int = 1
 
 
-DEFAULT_METHOD = Method(finest_scale=1)
+DEFAULT_METHOD = Method(finest_scale=1, patch_stride=5, descents=5, refinement=2)
 """Where a manifest has no `flow` table."""
 
 
@@ -144,6 +146,8 @@ FLOW = {
     "algorithm": one_of("dis", "tv-l1"),
     "preset": one_of(*PRESETS),
     "finest_scale": (lambda v: is_whole(v, 0) and v < 256, "it is a whole number from 0 up"),
+    "patch_stride": (lambda v: is_whole(v) and v <= 8, "it is a whole number from 1 to 8, the size of a patch"),
+    "descents": (lambda v: is_whole(v) and v < 256, "it is a whole number from 1 up"),
     "refinement": (lambda v: is_whole(v, 0) and v < 256, "it is a whole number from 0 up"),
     "upscale": (lambda v: is_whole(v) and v <= 4, "it is a whole number from 1 to 4"),
 }
@@ -445,6 +449,10 @@ class Flow:
             self.estimator = cv2.DISOpticalFlow.create(PRESETS[method.preset])
             if method.finest_scale is not None:
                 self.estimator.setFinestScale(method.finest_scale)
+            if method.patch_stride is not None:
+                self.estimator.setPatchStride(method.patch_stride)
+            if method.descents is not None:
+                self.estimator.setGradientDescentIterations(method.descents)
             if method.refinement is not None:
                 self.estimator.setVariationalRefinementIterations(method.refinement)
         elif hasattr(cv2, "optflow"):

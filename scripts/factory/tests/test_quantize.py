@@ -327,6 +327,8 @@ def test_a_model_without_f32(copy: Path, clips: Path, capsys) -> None:
         ('rule = "probabilities"', 'rule = "best"', "fusion: rule = 'best'; it is one of"),
         ('dtype = "f32"', 'flow = { algorithm = "dis", preset = "slow" }', "preset = 'slow'; it is one of ultrafast"),
         ('dtype = "f32"', 'flow = { algorithm = "dis", scale = 1 }', "flow: there is no scale"),
+        ('dtype = "f32"', 'flow = { algorithm = "dis", patch_stride = 9 }', "patch_stride = 9; it is a whole number"),
+        ('dtype = "f32"', 'flow = { algorithm = "dis", descents = 0 }', "descents = 0; it is a whole number"),
         ("bound = ", "bound = -", "it is a number of pixels above 0"),
         ('name = "flow"', 'name = "rgb"', "a second stream of this name"),
         ("size = [32, 32]", "size = [48, 48]", "is 1 x 3 x any x 32 x 32; model.toml makes it 1 x 3 x 64 x 48 x 48"),
