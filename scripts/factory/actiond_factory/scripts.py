@@ -534,7 +534,10 @@ def strikes(kind):
             src, subject = [f"strike {kind}"], "procedural"
         actors = [fit(attacker)]
         if not alone:
-            victim = fit(m.recoil(rng, LENGTH, contacts, kind, rng.uniform(0.5, 1.3)))
+            # Some blows only pretend: they stop short, and who should be hit hardly plays along.
+            if rng.random() < 0.3:
+                distance += rng.uniform(0.05, 0.25)
+            victim = fit(m.recoil(rng, LENGTH, contacts, kind, rng.uniform(0.25, 1.3)))
             actors.append(m.place(victim, x=rng.normal(0, 0.06), z=distance + 0.12, yaw=np.pi + rng.normal(0, 0.25)))
         framing = "full" if alone else str(rng.choice(["crop", "tight", "full"], p=[0.5, 0.25, 0.25]))
         return Script(label, actors, src, onset, min(end, LENGTH), framing=framing, main=len(actors), subject=subject)
