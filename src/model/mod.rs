@@ -222,10 +222,10 @@ impl Default for FlowMethod {
             algorithm: Algorithm::Dis,
             preset: Preset::Fast,
             finest_scale: Some(1),
-            // As near to TV-L1 as with the preset's own 4, 16 and 5, for little more than half the time (docs/performance.md).
+            // Nearly as near to TV-L1 as with the preset's own 4, 16 and 5, in half the time (docs/performance.md).
             patch_stride: Some(5),
             descents: Some(5),
-            refinement: Some(2),
+            refinement: Some(1),
             upscale: 1,
         }
     }

@@ -48,7 +48,7 @@ class Method:
     upscale: int = 1
 
 
-DEFAULT_METHOD = Method(finest_scale=1, patch_stride=5, descents=5, refinement=2)
+DEFAULT_METHOD = Method(finest_scale=1, patch_stride=5, descents=5, refinement=1)
 """Where a manifest has no `flow` table."""
 
 
