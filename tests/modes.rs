@@ -136,9 +136,9 @@ fn window_mode_is_dense_mode_on_every_backend_in_every_precision() {
             eprintln!("{backend} {}: window and dense differ by {difference}", precision.name());
             // Floats may be added in another order where a kernel is chosen by the number of columns. Behind the layers
             // that stay f32 in a quantized graph such a difference, rounded, is now and then a whole step: less than
-            // what quantizing costs.
+            // what quantizing costs, and bounded, as a dense window that is wrong would seem to cost much.
             let most = match precision {
-                Precision::Int8 => far(&in_f32, &dense),
+                Precision::Int8 => far(&in_f32, &dense).min(if backend == "cpu" { 0.06 } else { 0.09 }),
                 _ => 2e-5,
             };
             eprintln!("{backend} {}: at most {most}", precision.name());
