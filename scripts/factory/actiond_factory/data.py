@@ -181,7 +181,15 @@ class Augmentation:
     fade: float = 0.5
     """chance that colours are toned down or up: renders are gaudier than rooms"""
     gain: float = 0.2
-    """spread of brightness and contrast"""
+    """spread of brightness"""
+    dullest: float = 0.55
+    """contrast of the dullest presentation"""
+    harshest: float = 1.45
+    """contrast of the harshest presentation"""
+    hide: float = 0.25
+    """chance that a rectangle of the picture shows nothing, as a post or a cupboard before the camera does"""
+    doubt: float = 0.4
+    """chance that flow is as an estimator gives it of plain walls, noise and codecs: weak in places, and trembling"""
 
     def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray) -> View:
         """Chooses `frames` pictures of a clip of `length`, over which the action `span` is covered as far as can be."""
@@ -215,12 +223,30 @@ class Augmentation:
         elif rng.random() < self.fade:
             keep = rng.uniform(0.1, 1.2)
             flat = cv2.transform(flat, keep * np.eye(3) + (1 - keep) * np.array([0.299, 0.587, 0.114]))
-        contrast = 1 + rng.uniform(-self.gain, self.gain)
+        contrast = float(np.exp(rng.uniform(np.log(self.dullest), np.log(self.harshest))))
         gain = contrast * rng.uniform(0.94, 1.06, 3)
         offset = rng.uniform(-self.gain, self.gain) * 0.75
         table = np.arange(256)[:, None] * (gain * 2 / 255) + (offset - contrast)
         table = np.clip(table, -1, 1).astype(np.float32)[:, None]
         return cv2.LUT(flat, table).reshape(frames, SIZE, SIZE, 3)
+
+    def hidden(self, rng: np.random.Generator) -> tuple[slice, slice] | None:
+        """Rows and columns of what stands before the camera, if anything does: at most a sixth of the picture."""
+        if rng.random() >= self.hide:
+            return None
+        height, width = rng.integers(8, 41), rng.integers(7, 17)
+        if rng.random() < 0.5:
+            height, width = width, height
+        top, left = rng.integers(-6, SIZE - 2), rng.integers(-6, SIZE - 2)
+        return slice(max(top, 0), top + height), slice(max(left, 0), left + width)
+
+    def doubted(self, rng: np.random.Generator, flow: np.ndarray) -> np.ndarray:
+        """f32 [T, 64, 64, 2] with an estimator's weaknesses: fields of lost motion that last, errors that tremble."""
+        if rng.random() >= self.doubt:
+            return flow
+        lost = rng.uniform(0, 1.2) * cv2.resize(rng.random((5, 5), np.float32), (SIZE, SIZE))
+        flow = flow * np.clip(rng.uniform(0.9, 1.6) - lost, 0, 1.15)[..., None]
+        return np.clip(flow + trembling(rng, len(flow)), -1, 1)
 
 
 def frozen_rgb(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
@@ -233,13 +259,14 @@ def frozen_rgb(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
 
 def frozen_flow(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """No flow [T, 64, 64, 2], half of the time with the faint smooth mistakes that an estimator makes on noise."""
-    flow = np.zeros(shape, np.float32)
-    if rng.random() < 0.5:
-        frames = shape[0]
-        coarse = rng.standard_normal((16, 16, frames * 2), np.float32) * np.float32(rng.uniform(0.01, 0.1) / BOUND)
-        smooth = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-        flow = np.ascontiguousarray(smooth.reshape(SIZE, SIZE, frames, 2).transpose(2, 0, 1, 3))
-    return flow
+    return trembling(rng, shape[0]) if rng.random() < 0.5 else np.zeros(shape, np.float32)
+
+
+def trembling(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """The smooth errors [T, 64, 64, 2] that an estimator makes on noise, as shares of the bound."""
+    coarse = rng.standard_normal((16, 16, frames * 2), np.float32) * np.float32(rng.uniform(0.01, 0.1) / BOUND)
+    smooth = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(smooth.reshape(SIZE, SIZE, frames, 2).transpose(2, 0, 1, 3))
 
 
 def training_batch(
@@ -257,13 +284,23 @@ def training_batch(
         frozen = rng.random() < augmentation.freeze
         labels.append(NOTHING if frozen else label)
         moving.append(not frozen)
+        hidden = augmentation.hidden(rng)
         if stream == "rgb":
             x = augmentation.colour(rng, view.rgb(clips, index))
+            if hidden:
+                x[(slice(None), *hidden)] = rng.uniform(-1, 1, 3)
             xs.append(frozen_rgb(rng, x) if frozen else x)
             flows.append(np.zeros((frames // 2, 8, 8, 2), np.float32) if frozen else view.coarse_flow(clips, index))
         else:
             shape = (frames, SIZE, SIZE, 2)
-            xs.append(frozen_flow(rng, shape) if frozen else view.flow(clips, index))
+            if frozen:
+                x = frozen_flow(rng, shape)
+            else:
+                x = view.flow(clips, index)
+                if hidden:
+                    x[(slice(None), *hidden)] = 0
+                x = augmentation.doubted(rng, x)
+            xs.append(x)
         masks.append(view.mask(clips, index))
     return Batch(
         np.stack(xs).astype(np.float32, copy=False),

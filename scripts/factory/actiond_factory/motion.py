@@ -799,7 +799,7 @@ def hop(rng, seconds, onset, flight=0.35, forward=0.0, repeat=1, arms=None):
     return p.solve(), min(now + 0.15, float(t[-1]))
 
 
-FALLS = ("forward", "backward", "left", "right", "collapse", "seated")
+FALLS = ("forward", "backward", "left", "right", "collapse", "seated", "missed")
 
 
 def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
@@ -808,6 +808,8 @@ def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
     An inverted pendulum (slow start, then nearly free fall) whose knees give way by a random share (crumple).
     """
     mode = mode or rng.choice(FALLS)
+    if mode == "missed":
+        return missed_seat(rng, before, duration, after), mode
     p = (
         seat(rng, before + duration + after, height)
         if mode == "seated"
@@ -874,6 +876,38 @@ def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
     return p.solve(), mode
 
 
+def missed_seat(rng, before, duration, after):
+    """Sit down at `before` s where there is no seat: lowered to a seat's height, dropped from there, thrown back."""
+    p = stand(rng, before + duration + after, unrest=0.5)
+    t, a, b = p.t, before, before + duration
+    loose = a + duration * rng.uniform(0.45, 0.7)  # where the seat should be
+    down = b - 0.15 * duration
+    height, rest = rng.uniform(0.4, 0.62), rng.uniform(0.11, 0.16)
+    start = p.pelvis[:, 1]
+    lowered = start + keys(t, [(a, 0), (loose, height - 0.925)])
+    drop = np.clip((t - loose) / (down - loose), 0, 1) ** rng.uniform(1.5, 2.2)
+    p.pelvis[:, 1] = lowered * (1 - drop) + rest * drop
+    back = rng.uniform(0.4, 0.75)
+    p.pelvis[:, 2] += keys(t, [(a, 0), (loose, -0.7 * back), (b, -back)])
+    lean = rng.uniform(0.2, 0.6)
+    # Most roll onto their back, some stay seated, propped on their hands.
+    lies = rng.random() < 0.7
+    thrown = -rng.uniform(1.2, 1.55) if lies else -rng.uniform(0.15, 0.6)
+    settled = b + rng.uniform(0.0, 0.35)
+    p.pitch += keys(t, [(a, 0), (a + 0.6 * (loose - a), lean), (down, -0.25), (settled, thrown)])
+    p.bend += keys(t, [(a, 0), (loose, 0.4 * lean), (settled, rng.uniform(-0.1, 0.2))])
+    p.nod += keys(t, [(loose, 0), (down, rng.uniform(0, 0.5)), (settled + 0.2, 0)])
+    fling, spread = rng.uniform(0.0, 0.4), rng.uniform(0.0, 0.25)
+    for k, s in ((0, 1), (1, -1)):
+        at = down + rng.normal(0, 0.05)
+        p.foot[k][:, 1] += keys(t, [(loose, 0), (at, fling), (settled + 0.3, 0)])
+        p.foot[k][:, 2] += keys(t, [(loose, 0), (at, spread), (settled + 0.3, spread)])
+        flail = np.array([s * rng.uniform(0.2, 0.8), rng.uniform(-0.3, 0.6), rng.uniform(-0.3, 0.7)])
+        goal = np.array([s * rng.uniform(0.2, 0.7), rng.uniform(-0.9, -0.3), rng.uniform(-0.5, 0.1)])
+        p.hand[k] = keys(t, [(loose - 0.1, p.hand[k][0]), (at, flail), (settled + rng.uniform(0, 0.3), goal)])
+    return p.solve()
+
+
 def wave(rng, p, start, stop, hands=(1,)):
     """Wave on top of a pose `p` from `start` to `stop` s: the forearm swings to and fro, or the whole arm beckons."""
     t = p.t
@@ -885,12 +919,12 @@ def wave(rng, p, start, stop, hands=(1,)):
         :, None
     ]
     style = rng.random()
-    wide, folded = rng.uniform([0.45, -0.25, 0.1], [0.9, 0.3, 0.6]), rng.uniform([0.0, 0.15, 0.1], [0.3, 0.7, 0.4])
-    slow, alternate = rng.uniform(0.5, 1.5), rng.choice([0.0, 0.5])
+    wide, folded = rng.uniform([0.1, -0.6, 0.1], [0.95, 0.4, 0.9]), rng.uniform([-0.1, 0.15, 0.0], [0.4, 0.8, 0.4])
+    slow, alternate = rng.uniform(0.4, 1.5), rng.choice([0.0, 0.5])
     for k in hands:
         s = 1 if k == 0 else -1
         swing = amp * np.sin(2 * np.pi * freq * (t - start) + (0 if rng.random() < 0.6 else np.pi * k))
-        if style < 0.25:  # waving somebody through, as who directs the traffic: from outstretched to the head and back
+        if style < 0.4:  # waving somebody through, as who directs the traffic: from outstretched to the head and back
             fold = ease(0.5 - 0.5 * np.cos(2 * np.pi * (slow * (t - start) + alternate * k)))[:, None]
             point = (wide * (1 - fold) + folded * fold) * [s, 1, 1]
         elif style < 0.8:
@@ -1086,8 +1120,9 @@ def recoil(rng, seconds, contacts, kind, force=1.0):
     total = np.zeros_like(t)
     for hit in contacts:
         hit = hit - 0.02
-        back = force * (rng.uniform(0.1, 0.45) if kind != "pushing" else rng.uniform(0.35, 1.2))
-        settle = rng.uniform(0.35, 0.6) if kind != "pushing" else rng.uniform(0.5, 0.9)
+        # How far back tells nothing of the blow: on video made for show a punch throws as far as a push.
+        back = force * (rng.uniform(0.1, 0.9) if kind != "pushing" else rng.uniform(0.2, 1.2))
+        settle = rng.uniform(0.35, 0.9)
         u = np.clip((t - hit) / settle, 0, 1)
         total += back * (1 - (1 - u) ** 2.2)
         jerk = rng.uniform(0.15, 0.5) * force

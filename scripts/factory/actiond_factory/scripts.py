@@ -426,6 +426,8 @@ def falling(rng, lib, split):
         track, _ = m.fall(rng, onset, duration, LENGTH - onset - duration + 0.1, mode, height=height)
         if mode == "seated":
             boxes = chair(height, -0.05, rng.random() < 0.6, rng.choice([0.45, 1.4]))
+        elif mode == "missed" and rng.random() < 0.5:  # the chair, pushed or drawn away
+            boxes = chair(height, rng.uniform(-1.6, -1.05), rng.random() < 0.7, x=rng.normal(0, 0.2))
     return Script("falling", [fit(track)], src, onset, onset + duration, boxes)
 
 
@@ -476,9 +478,9 @@ def strikes(kind):
     def script(rng, lib, split):
         label = kind
         r = rng.random()
-        alone = r < 0.3 if kind != "pushing" else False
+        alone = r < 0.2 if kind != "pushing" else False
         captured = None
-        if kind == "punching" and rng.random() < 0.4:
+        if kind == "punching" and rng.random() < 0.22:
             captured = (
                 lib.pick(rng, "boxing", split)
                 if rng.random() < 0.8 or split == "held"
@@ -521,6 +523,8 @@ def strikes(kind):
             lead = approach if not lunge else 0.0
             onset = rng.uniform(0.3, 1.1) if not lead else 0.25
             goal = (rng.normal(0, 0.05), height, distance - 0.1 + step)
+            if lunge and rng.random() < 0.5:  # one blow, mostly, that ends the quarrel
+                count = 1
             attacker, contacts, end = m.strike(rng, kind, LENGTH, onset, goal, count, step=step, lunge=lunge)
             if lead:
                 walk = m.gait(rng, lead, rng.uniform(1.0, 2.2)).solve()

@@ -157,9 +157,12 @@ def test_a_walkers_standing_foot_does_not_slide():
 
 def test_a_fall_ends_on_the_floor():
     for mode in m.FALLS:
-        track, _ = m.fall(np.random.default_rng(7), 0.6, 0.9, 1.5, mode)
-        assert track[0, m.HEAD, 1] > 1.0
-        assert track[-1, m.HEAD, 1] < 0.6 and track[-1, m.PELVIS, 1] < 0.3, mode
+        for seed in range(7, 17):
+            track, _ = m.fall(np.random.default_rng(seed), 0.6, 0.9, 1.5, mode)
+            assert track[0, m.HEAD, 1] > 1.0
+            # Who missed the seat may stay sitting on the floor.
+            assert track[-1, m.HEAD, 1] < (1.0 if mode == "missed" else 0.6), (mode, seed)
+            assert track[-1, m.PELVIS, 1] < 0.3 and track[:, m.PELVIS, 1].min() > 0.05, (mode, seed)
 
 
 def test_a_jump_leaves_the_floor_and_returns():

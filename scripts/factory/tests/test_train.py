@@ -210,7 +210,7 @@ class Unaltered(Augmentation):
     """Always the middle pictures of a clip, as they are."""
 
     def __init__(self) -> None:
-        super().__init__(freeze=0.0)
+        super().__init__(freeze=0.0, hide=0.0, doubt=0.0)
 
     def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray) -> View:
         """The same view whatever the draw."""
@@ -258,6 +258,42 @@ def test_frozen_presentations_are_nothing(renders: Path) -> None:
         assert (batch.label == 0).all()
         assert not batch.moving.any()
         assert np.abs(np.diff(batch.x, axis=1)).mean() < 0.03
+
+
+class Behind(Unaltered):
+    """Something stands before the camera's middle, where the square of `make_shard` moves."""
+
+    def hidden(self, rng: np.random.Generator) -> tuple[slice, slice]:
+        """The same place whatever the draw."""
+        return slice(20, 44), slice(16, 40)
+
+
+def test_what_stands_before_the_camera_shows_nothing_in_either_stream(renders: Path) -> None:
+    clips = Clips(renders / "train")
+    clips.rescan()
+    for stream in ("rgb", "flow"):
+        x = training_batch(clips, stream, 1, 0, 6, 16, Behind()).x
+        moved = np.ptp(x, axis=1).max(-1)
+        assert (moved[:, 20:44, 16:40] == 0).all()
+        assert (moved > 0).any((1, 2)).all(), "the rest goes on"
+    for seed in range(300):
+        rows, columns = Augmentation(hide=1.0).hidden(np.random.default_rng(seed))
+        shown = np.ones((64, 64), bool)
+        shown[rows, columns] = False
+        assert 0 < (~shown).sum() <= 64 * 64 // 6
+
+
+def test_doubtful_flow_is_weaker_in_places_and_never_past_the_bound() -> None:
+    flow = np.full((16, 64, 64, 2), 0.9, np.float32)
+    augmentation = Augmentation(doubt=1.0)
+    means = []
+    for seed in range(30):
+        doubted = augmentation.doubted(np.random.default_rng(seed), flow)
+        assert doubted.shape == flow.shape and doubted.dtype == np.float32 and np.abs(doubted).max() <= 1
+        means.append(doubted.mean((0, 3)))
+    assert min(m.min() for m in means) < 0.5 and np.mean(means) > 0.6
+    assert augmentation.doubted(np.random.default_rng(1), np.zeros_like(flow)).std() > 0
+    assert Augmentation(doubt=0.0).doubted(np.random.default_rng(1), flow) is flow
 
 
 def test_new_shards_are_taken_in_while_training(renders: Path, tmp_path: Path) -> None:
