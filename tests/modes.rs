@@ -47,7 +47,9 @@ fn load_at(model: &Model, backend: &str, mode: Mode, hop: usize) -> Box<dyn Netw
     inference::load_with(model, &[backend.into()], &options).unwrap().0
 }
 
-/// A moving pattern with noise on it, frame by frame, for each stream: what convolutions answer to.
+/// A moving pattern with noise on it, frame by frame, for each stream: what convolutions answer to. The numbers are those
+/// of bytes, as cameras give them. Of any floats some lie so near the middle between two steps of INT8 that a runtime that
+/// multiplies by a scale's inverse rounds them to the other side than one that divides: 0.03 of a logit, and no mode's fault.
 struct Video(Vec<Vec<Vec<f32>>>);
 
 impl Video {
@@ -67,7 +69,7 @@ impl Video {
         };
         let mut all: Vec<Vec<Vec<f32>>> = model.manifest.streams.iter().map(stream).collect();
         for value in all.iter_mut().flatten().flatten() {
-            *value += 0.3 * random.float();
+            *value = ((*value + 0.3 * random.float() + 1.0) * 127.5).round() / 127.5 - 1.0;
         }
         Video(all)
     }
@@ -138,7 +140,7 @@ fn window_mode_is_dense_mode_on_every_backend_in_every_precision() {
             // that stay f32 in a quantized graph such a difference, rounded, is now and then a whole step: less than
             // what quantizing costs, and bounded, as a dense window that is wrong would seem to cost much.
             let most = match precision {
-                Precision::Int8 => far(&in_f32, &dense).min(if backend == "cpu" { 0.06 } else { 0.09 }),
+                Precision::Int8 => far(&in_f32, &dense).min(0.06),
                 _ => 2e-5,
             };
             eprintln!("{backend} {}: at most {most}", precision.name());
