@@ -545,14 +545,14 @@ def _start(lib):
 
 
 def _shard(job):
-    out, split, index = job
+    out, split, index, label = job
     final = Path(out) / split / f"shard_{index:05d}"
     if final.exists():
         return 0
     part = final.with_name(f"tmp_{index:05d}_{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    clips = [render_clip(_LIBRARY, split, index * SHARD + i) for i in range(SHARD)]
+    clips = [render_clip(_LIBRARY, split, index * SHARD + i, label) for i in range(SHARD)]
     for name in ("rgb", "flow", "mask"):
         np.save(part / f"{name}.npy", np.stack([c[name] for c in clips]))
     np.save(part / "label.npy", np.array([c["label"] for c in clips], np.int64))
@@ -572,6 +572,7 @@ def add_arguments(parser):
     parser.add_argument("--animations", required=True, help="folder with the animation GLBs")
     parser.add_argument("--count", type=int, default=SHARD, help=f"clips (rounded up to shards of {SHARD}), or files")
     parser.add_argument("--start", type=int, default=0, help="number of the first clip (a multiple of 64), or file")
+    parser.add_argument("--label", choices=LABELS, help="with --out: clips of this class only")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cache", help="file for the motions once read (default: beside the output)")
     parser.add_argument("--video", metavar="DIR", help="write video files DIR/<label>/<id>.mp4 instead of shards")
@@ -585,7 +586,7 @@ def main(args):
     _start(lib)
     if args.out:
         first = args.start // SHARD
-        jobs = [(args.out, args.split, first + i) for i in range(math.ceil(args.count / SHARD))]
+        jobs = [(args.out, args.split, first + i, args.label) for i in range(math.ceil(args.count / SHARD))]
         with tqdm(total=len(jobs) * SHARD, unit="clip", desc=f"render {args.split}") as bar:
             if args.workers == 1:
                 for job in jobs:

@@ -216,7 +216,9 @@ def walking(rng, lib, split):
             other = m.gait(rng, LENGTH, rng.uniform(0.6, 1.8)).solve()
             x, z = rng.choice([-1, 1]) * rng.uniform(0.6, 1.8), rng.uniform(-2.0, 2.0)
             actors.append(m.place(fit(other), x, z, along + m.facing(track[0]) + rng.normal(0, 0.2)))
-    return Script("walking", actors, src, onset, end, subject=subject)
+    # Up to a camera in a doorway or on a desk there is no more of them than this.
+    framing = upper(rng, 0.15) if len(actors) == 1 else "full"
+    return Script("walking", actors, src, onset, end, framing=framing, subject=subject)
 
 
 def curve(rng, p):

@@ -252,13 +252,14 @@ def test_a_shard_is_complete_and_not_written_twice(tmp_path, lib, monkeypatch):
     monkeypatch.setattr(render, "SHARD", 2)
     monkeypatch.setattr(render, "_LIBRARY", lib)
     monkeypatch.setattr(render, "label_of", lambda rng: "jumping")
-    assert render._shard((tmp_path, "held", 0)) == 2
+    assert render._shard((tmp_path, "held", 0, "walking")) == 2
     folder = tmp_path / "held" / "shard_00000"
     assert sorted(p.name for p in folder.iterdir()) == ["flow.npy", "label.npy", "mask.npy", "meta.jsonl", "rgb.npy"]
     assert np.load(folder / "label.npy").dtype == np.int64
     lines = [json.loads(line) for line in (folder / "meta.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and {"label", "sources", "fps", "onset", "end", "frozen", "persons"} <= lines[0].keys()
-    assert render._shard((tmp_path, "held", 0)) == 0
+    assert {line["label"] for line in lines} <= {"walking", "nothing"}, "the label asked for, or frozen"
+    assert render._shard((tmp_path, "held", 0, "walking")) == 0
     assert [p.name for p in (tmp_path / "held").iterdir()] == ["shard_00000"]
 
 
