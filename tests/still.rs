@@ -38,12 +38,17 @@ fn ffmpeg(arguments: &[&str], out: &Path) {
     assert!(made.status.success(), "ffmpeg: {}", String::from_utf8_lossy(&made.stderr));
 }
 
+/// The seed of the noise; FFmpeg's own, if it is not told any.
+const NOISE: u32 = 123_457;
+
 /// Still for 9 s, two actions of the demo clip, still for 9 s: with a sensor's noise all through, compressed, a keyframe
 /// every 2 s.
-fn rest_action_rest(out: &Path) {
-    let filter = "tpad=start_mode=clone:start_duration=9:stop_mode=clone:stop_duration=9,noise=alls=6:allf=t";
+fn rest_action_rest(out: &Path, noise: u32) {
+    let filter = format!(
+        "tpad=start_mode=clone:start_duration=9:stop_mode=clone:stop_duration=9,noise=alls=6:allf=t:all_seed={noise}"
+    );
     let demo = root().join("demo/demo.mp4");
-    let cut = ["-ss", "10.5", "-t", "10", "-i", demo.to_str().unwrap(), "-an", "-vf", filter];
+    let cut = ["-ss", "10.5", "-t", "10", "-i", demo.to_str().unwrap(), "-an", "-vf", &filter];
     let encoder = ["-threads", "1", "-c:v", "libx264", "-preset", "veryfast", "-crf", "26", "-g", "50"];
     ffmpeg(&[&cut[..], &encoder[..]].concat(), out);
 }
@@ -132,7 +137,7 @@ fn real_clips_give_the_same_events() {
 fn an_action_between_two_rests_is_told_the_same_in_every_mode() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rest.mp4");
-    rest_action_rest(&path);
+    rest_action_rest(&path, NOISE);
     // Scores differ by up to 0.02 for a while behind a rest (`after_a_rest_the_scores_go_on`): with a threshold that one
     // of this clip's hops just touches, an event would begin at that hop or at another. None does at this one.
     let config = folder.path().join("actiond.toml");
@@ -161,7 +166,7 @@ fn an_action_between_two_rests_is_told_the_same_in_every_mode() {
 fn what_is_open_goes_on_and_is_told_as_still() {
     let folder = tempfile::tempdir().unwrap();
     let clip = folder.path().join("rest.mp4");
-    rest_action_rest(&clip);
+    rest_action_rest(&clip, NOISE);
     let told = |skip: bool| {
         let config = folder.path().join("actiond.toml");
         // Every label is open from the first hop to the end, and told every 5 s.
@@ -305,16 +310,19 @@ fn furthest(a: &[f32], b: &[f32]) -> f32 {
 fn after_a_rest_the_scores_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rest.mp4");
-    rest_action_rest(&path);
+    rest_action_rest(&path, NOISE);
     let kept = Kept::all(&path);
+    rest_action_rest(&path, NOISE + 1);
+    let unlike = Kept::all(&path);
     let model = shipped();
     for mode in MODES {
         let options = LoadOptions { mode, hop: HOP, ..LoadOptions::default() };
         let (mut network, backend) = inference::load_with(&model, &[], &options).unwrap();
-        let mut run =
-            |skip: bool| drive(&model, network.as_mut(), kept.iter().zip(0..).map(|(k, tick)| k.at(tick)), skip);
-        let (off, on) = (run(false), run(true));
-        assert_eq!(off.len(), on.len());
+        let mut run = |kept: &[Kept], skip: bool| {
+            drive(&model, network.as_mut(), kept.iter().zip(0..).map(|(k, tick)| k.at(tick)), skip)
+        };
+        let (off, on, noisy) = (run(&kept, false), run(&kept, true), run(&unlike, false));
+        assert_eq!((off.len(), on.len()), (noisy.len(), off.len()));
         let computed = |i: usize| on[i].1.as_deref();
         // The first hop that is computed behind one that was not.
         let resumed = (1..on.len()).find(|&i| computed(i).is_some() && computed(i - 1).is_none()).unwrap();
@@ -327,14 +335,21 @@ fn after_a_rest_the_scores_go_on() {
             "{} on {backend}: held scores within {:.4}; behind the rest, hop by hop: {}",
             mode.name(),
             drift.fold(0.0, f32::max),
-            deviation.iter().take(16).map(|d| format!("{d:.4}")).collect::<Vec<_>>().join(" ")
+            deviation.iter().take(32).map(|d| format!("{d:.4}")).collect::<Vec<_>>().join(" ")
         );
-        // A rest leaves out other noise of the sensor, and other noise alone, in a network that never stops, moves a hop of
-        // this clip by up to 0.11 and 0.025 in the mean (two other noises, `dense`). A single hop may differ by that much
-        // and a bit (0.107, `continuous`), the mean by less.
-        let mean = deviation.iter().sum::<f32>() / deviation.len() as f32;
-        assert!(worst < 0.15 && mean < 0.02, "{}: {worst}, {mean} in the mean", mode.name());
-        if let Some(last) = deviation.get(24) {
+        // A rest leaves out other noise of the sensor. What other noise alone does to a network that never stops is the
+        // measure: a single hop may differ by that and half as much again, the mean by less.
+        let mean = |all: &[f32]| all.iter().sum::<f32>() / all.len() as f32;
+        let by_noise: Vec<f32> = (resumed..resumed + deviation.len())
+            .map(|i| furthest(noisy[i].1.as_deref().unwrap(), off[i].1.as_deref().unwrap()))
+            .collect();
+        let usual = by_noise.iter().copied().fold(0.0, f32::max);
+        let means = (mean(&deviation), mean(&by_noise));
+        eprintln!("  worst {worst:.4}, {:.4} in the mean; by other noise {usual:.4}, {:.4}", means.0, means.1);
+        assert!(worst < 1.5 * usual && means.0 < means.1, "{}: {worst}, {usual} by noise; {means:?}", mode.name());
+        assert!(usual < 0.25, "{}: noise alone does {usual}", mode.name());
+        // Two hops before the next rest, the one between the two actions, begins.
+        if let Some(last) = deviation.get(18) {
             assert!(*last < 0.01, "{}: what was left out is out of reach: {last}", mode.name());
         }
     }
