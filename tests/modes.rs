@@ -49,7 +49,7 @@ fn load_at(model: &Model, backend: &str, mode: Mode, hop: usize) -> Box<dyn Netw
 
 /// A moving pattern with noise on it, frame by frame, for each stream: what convolutions answer to. The numbers are those
 /// of bytes, as cameras give them. Of any floats some lie so near the middle between two steps of INT8 that a runtime that
-/// multiplies by a scale's inverse rounds them to the other side than one that divides: 0.03 of a logit, and no mode's fault.
+/// multiplies by a scale's inverse rounds them to the other side than one that divides: 0.07 of a logit, and no mode's fault.
 struct Video(Vec<Vec<Vec<f32>>>);
 
 impl Video {

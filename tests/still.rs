@@ -138,7 +138,7 @@ fn an_action_between_two_rests_is_told_the_same_in_every_mode() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rest.mp4");
     rest_action_rest(&path, NOISE);
-    // Scores differ by up to 0.02 for a while behind a rest (`after_a_rest_the_scores_go_on`): with a threshold that one
+    // Scores differ for a while behind a rest (`after_a_rest_the_scores_go_on`): with a threshold that one
     // of this clip's hops just touches, an event would begin at that hop or at another. None does at this one.
     let config = folder.path().join("actiond.toml");
     let text = format!(
@@ -312,8 +312,10 @@ fn after_a_rest_the_scores_go_on() {
     let path = folder.path().join("rest.mp4");
     rest_action_rest(&path, NOISE);
     let kept = Kept::all(&path);
-    rest_action_rest(&path, NOISE + 1);
-    let unlike = Kept::all(&path);
+    let unlike = [1, 2].map(|other| {
+        rest_action_rest(&path, NOISE + other);
+        Kept::all(&path)
+    });
     let model = shipped();
     for mode in MODES {
         let options = LoadOptions { mode, hop: HOP, ..LoadOptions::default() };
@@ -321,8 +323,9 @@ fn after_a_rest_the_scores_go_on() {
         let mut run = |kept: &[Kept], skip: bool| {
             drive(&model, network.as_mut(), kept.iter().zip(0..).map(|(k, tick)| k.at(tick)), skip)
         };
-        let (off, on, noisy) = (run(&kept, false), run(&kept, true), run(&unlike, false));
-        assert_eq!((off.len(), on.len()), (noisy.len(), off.len()));
+        let (off, on) = (run(&kept, false), run(&kept, true));
+        assert_eq!(off.len(), on.len());
+        let noisy = unlike.each_ref().map(|other| run(other, false));
         let computed = |i: usize| on[i].1.as_deref();
         // The first hop that is computed behind one that was not.
         let resumed = (1..on.len()).find(|&i| computed(i).is_some() && computed(i - 1).is_none()).unwrap();
@@ -338,20 +341,19 @@ fn after_a_rest_the_scores_go_on() {
             deviation.iter().take(32).map(|d| format!("{d:.4}")).collect::<Vec<_>>().join(" ")
         );
         // A rest leaves out other noise of the sensor. What other noise alone does to a network that never stops is the
-        // measure: a single hop may differ by that and half as much again, the mean by less.
-        let mean = |all: &[f32]| all.iter().sum::<f32>() / all.len() as f32;
-        let by_noise: Vec<f32> = (resumed..resumed + deviation.len())
-            .map(|i| furthest(noisy[i].1.as_deref().unwrap(), off[i].1.as_deref().unwrap()))
-            .collect();
-        let usual = by_noise.iter().copied().fold(0.0, f32::max);
-        let means = (mean(&deviation), mean(&by_noise));
-        eprintln!("  worst {worst:.4}, {:.4} in the mean; by other noise {usual:.4}, {:.4}", means.0, means.1);
-        assert!(worst < 1.5 * usual && means.0 < means.1, "{}: {worst}, {usual} by noise; {means:?}", mode.name());
+        // measure, of two other noises: a single hop may differ by a third more.
+        let mean = deviation.iter().sum::<f32>() / deviation.len() as f32;
+        let usual = noisy
+            .iter()
+            .flat_map(|noisy| noisy[resumed..].iter().zip(&off[resumed..]).take(deviation.len()))
+            .map(|(noisy, off)| furthest(noisy.1.as_deref().unwrap(), off.1.as_deref().unwrap()))
+            .fold(0.0, f32::max);
+        eprintln!("  worst {worst:.4}, {mean:.4} in the mean; by other noise {usual:.4}");
+        assert!(worst < 1.36 * usual && mean < 0.02, "{}: {worst}, {usual} by noise; {mean} in the mean", mode.name());
         assert!(usual < 0.25, "{}: noise alone does {usual}", mode.name());
-        // Two hops before the next rest, the one between the two actions, begins.
-        if let Some(last) = deviation.get(18) {
-            assert!(*last < 0.01, "{}: what was left out is out of reach: {last}", mode.name());
-        }
+        // Behind the first rest, and before the one between the two actions begins.
+        let last = deviation[18];
+        assert!(last < 0.01, "{}: what was left out is out of reach: {last}", mode.name());
     }
 }
 

@@ -1120,7 +1120,7 @@ def recoil(rng, seconds, contacts, kind, force=1.0):
     total = np.zeros_like(t)
     for hit in contacts:
         hit = hit - 0.02
-        # How far back tells nothing of the blow: on video made for show a punch throws as far as a push.
+        # How far back hardly tells the blow: on video made for show a punch may throw as far as a push.
         back = force * (rng.uniform(0.1, 0.9) if kind != "pushing" else rng.uniform(0.2, 1.2))
         settle = rng.uniform(0.35, 0.9)
         u = np.clip((t - hit) / settle, 0, 1)

@@ -582,6 +582,8 @@ def add_arguments(parser):
 
 def main(args):
     """Render what the arguments ask for."""
+    if args.label and not args.out:
+        raise BadInput("--label chooses the clips of --out; the files of --video are of all classes in turn")
     lib = library(args)
     _start(lib)
     if args.out:

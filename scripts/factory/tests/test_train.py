@@ -209,8 +209,8 @@ def test_the_trainer_overfits_eight_clips(tmp_path: Path) -> None:
 class Unaltered(Augmentation):
     """Always the middle pictures of a clip, as they are."""
 
-    def __init__(self) -> None:
-        super().__init__(freeze=0.0, hide=0.0, doubt=0.0)
+    def __init__(self, doubt: float = 0.0) -> None:
+        super().__init__(freeze=0.0, hide=0.0, doubt=doubt)
 
     def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray) -> View:
         """The same view whatever the draw."""
@@ -294,6 +294,13 @@ def test_doubtful_flow_is_weaker_in_places_and_never_past_the_bound() -> None:
     assert min(m.min() for m in means) < 0.5 and np.mean(means) > 0.6
     assert augmentation.doubted(np.random.default_rng(1), np.zeros_like(flow)).std() > 0
     assert Augmentation(doubt=0.0).doubted(np.random.default_rng(1), flow) is flow
+
+
+def test_training_shows_doubtful_flow(renders: Path) -> None:
+    clips = Clips(renders / "train")
+    clips.rescan()
+    a, b = (training_batch(clips, "flow", 1, 0, 1, 16, Unaltered(doubt)).x for doubt in (0.0, 1.0))
+    assert np.abs(a - b).max() > 0.01
 
 
 def test_new_shards_are_taken_in_while_training(renders: Path, tmp_path: Path) -> None:
