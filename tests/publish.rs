@@ -606,9 +606,13 @@ fn killed_at_random_moments() {
         let journal = place.journal();
         assert_gapless(&journal);
         assert!(journal.starts_with(&before), "kill {kill}");
-        let read = Command::new(ACTIOND).args(["events", "--json", "--journal"]).arg(place.path("journal")).output();
-        let read: Vec<Event> = serde_json::from_slice(&read.unwrap().stdout).unwrap();
-        assert_eq!(numbers(&read), numbers(&journal));
+        // On a busy machine the first may be killed before it made a journal, which `events` then says.
+        if place.path("journal/events.jsonl").exists() {
+            let read =
+                Command::new(ACTIOND).args(["events", "--json", "--journal"]).arg(place.path("journal")).output();
+            let read: Vec<Event> = serde_json::from_slice(&read.unwrap().stdout).unwrap();
+            assert_eq!(numbers(&read), numbers(&journal));
+        }
         grew += u32::from(journal.len() > before.len());
         before = journal;
         comes = match comes.take() {
