@@ -3,7 +3,7 @@
 //! only what is new. A backend brings its [`Engine`]: one graph, ready to run at one length.
 //!
 //! The streams take turns, each with all cores. Side by side with half of the cores each is no faster: ONNX Runtime's CPU
-//! provider, f32, models/default (2 x 64x64x64), 2 cores shared with a training run, medians of 15 in two runs: 536 and
+//! provider, f32, the default model of then (2 x 64x64x64), 2 cores shared with a training run, medians of 15 in two runs: 536 and
 //! 587 ms in turn, 511 and 699 ms side by side. In turn, a network also needs no threads of its own.
 
 use std::{

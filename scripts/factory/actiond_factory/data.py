@@ -1,9 +1,9 @@
 """Rendered shards as training batches: memory-mapped reading, balanced seeded draws, augmentation.
 
-A shard is a folder `shard_XXXXX` with N clips of T pictures of 64 x 64:
-  rgb.npy   u8 [N, T, 64, 64, 3]
-  flow.npy  i8 [N, T, 64, 64, 2]  dx, dy: value * 6 / 127 = pixels per 1/25 s, from picture t-1 to picture t
-  mask.npy  u8 [N, T/8, 8, 8]     coverage by people (255 = all) of picture 8 i + 4
+A shard is a folder `shard_XXXXX` with N clips of T pictures of S x S, where S is SIZE and G is S / 8:
+  rgb.npy   u8 [N, T, S, S, 3]
+  flow.npy  i8 [N, T, S, S, 2]    dx, dy: value * BOUND / 127 = pixels per 1/25 s, from picture t-1 to picture t
+  mask.npy  u8 [N, T/8, G, G]     coverage by people (255 = all) of picture 8 i + 4
   label.npy i64 [N]
   meta.jsonl                      one object a clip; `onset` and `end`: the pictures between which the action happens
 Shards appear by atomic rename while training runs; `Clips.rescan` takes them in.
@@ -20,8 +20,11 @@ import numpy as np
 
 from .classes import INDEX
 
-SIZE = 64
-BOUND = 6.0
+SIZE = 96
+"""Side of the model's square picture."""
+GRID = SIZE // 8
+"""Side of Mixed_3c's map, of which the auxiliary head is asked."""
+BOUND = SIZE * 6 / 64
 """Pixels of flow that map to 1.0; the paper's 20 at 224 pixels is 5.7 at 64."""
 FLOW_SCALE = 1.0 / 127.0
 NOTHING = INDEX["nothing"]
@@ -34,13 +37,13 @@ class Batch:
     """What a step trains on; arrays end in channels, which is torch's channels_last_3d once permuted."""
 
     x: np.ndarray
-    """f32 [B, T, 64, 64, C] in [-1, 1]"""
+    """f32 [B, T, S, S, C] in [-1, 1]"""
     label: np.ndarray
     """i64 [B]"""
     flow: np.ndarray | None
-    """f32 [B, T/2, 8, 8, 2] in pixels: what the auxiliary head of the RGB stream regresses"""
+    """f32 [B, T/2, G, G, 2] in pixels: what the auxiliary head of the RGB stream regresses"""
     mask: np.ndarray
-    """f32 [B, T/2, 8, 8] coverage by people, 0 to 1"""
+    """f32 [B, T/2, G, G] coverage by people, 0 to 1"""
     moving: np.ndarray
     """bool [B]: false where the picture was frozen, where neither flow nor mask can be asked for"""
 
@@ -106,7 +109,7 @@ class View:
     mirror: bool
 
     def fit(self, maps: np.ndarray) -> np.ndarray:
-        """[T, 64, 64, C], cropped, scaled back to 64 x 64 and mirrored."""
+        """[T, S, S, C], cropped, scaled back to S x S and mirrored."""
         left, top, width, height = self.box
         if (width, height) != (SIZE, SIZE):
             cut = maps[:, top : top + height, left : left + width]
@@ -114,24 +117,24 @@ class View:
         return maps[:, :, ::-1] if self.mirror else maps
 
     def coarse(self, maps: np.ndarray) -> np.ndarray:
-        """f32 [T, 64, 64, C] as the means over an 8 x 8 grid of the view: [T, 8, 8, C]."""
+        """f32 [T, S, S, C] as the means over a grid of the view: [T, G, G, C]."""
         left, top, width, height = self.box
         frames, _, _, channels = maps.shape
-        rows = (cells(top, height) @ maps.reshape(frames, SIZE, SIZE * channels)).reshape(frames, 8, SIZE, channels)
+        rows = (cells(top, height) @ maps.reshape(frames, SIZE, SIZE * channels)).reshape(frames, GRID, SIZE, channels)
         means = (rows.swapaxes(2, 3) @ cells(left, width).T).swapaxes(2, 3)
         return means[:, :, ::-1] if self.mirror else means
 
     def rgb(self, clips: Clips, index: int) -> np.ndarray:
-        """u8 [T, 64, 64, 3]"""
+        """u8 [T, S, S, 3]"""
         return self.fit(clips.read(index, "rgb", self.pictures))
 
     def flow(self, clips: Clips, index: int) -> np.ndarray:
-        """f32 [T, 64, 64, 2] in [-1, 1]"""
+        """f32 [T, S, S, 2] in [-1, 1]"""
         flow = self.fit(clips.read(index, "flow", self.pictures).astype(np.float32))
         return np.clip(flow * self.flow_gain(), -1, 1)
 
     def coarse_flow(self, clips: Clips, index: int) -> np.ndarray:
-        """f32 [T/2, 8, 8, 2] in pixels, of every other picture."""
+        """f32 [T/2, G, G, 2] in pixels, of every other picture."""
         flow = self.coarse(clips.read(index, "flow", self.pictures[::2]).astype(np.float32))
         return flow * (self.flow_gain() * np.float32(BOUND))
 
@@ -142,7 +145,7 @@ class View:
         return np.array([side * SIZE / width, SIZE / height], np.float32) * np.float32(self.rate * FLOW_SCALE)
 
     def mask(self, clips: Clips, index: int) -> np.ndarray:
-        """f32 [T/2, 8, 8]"""
+        """f32 [T/2, G, G]"""
         coarse = clips.read(index, "mask", slice(None))
         nearest = np.clip(np.rint((self.pictures[::2] - 4) / 8).astype(int), 0, len(coarse) - 1)
         full = coarse.repeat(8, 1).repeat(8, 2)[..., None].astype(np.float32)
@@ -150,15 +153,15 @@ class View:
 
 
 def cells(start: int, length: int) -> np.ndarray:
-    """f32 [8, 64]: the weights that average `length` pixels from `start` into 8 cells of equal size."""
-    edges = start + np.arange(9) * length / 8
+    """f32 [G, S]: the weights that average `length` pixels from `start` into G cells of equal size."""
+    edges = start + np.arange(GRID + 1) * length / GRID
     pixels = np.arange(SIZE)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(overlap, 0) * 8 / length).astype(np.float32)
+    return (np.maximum(overlap, 0) * GRID / length).astype(np.float32)
 
 
 def enlarged(maps: np.ndarray) -> np.ndarray:
-    """[T, H, W, C] scaled to [T, 64, 64, C]. OpenCV does all pictures at once, as up to 128 channels."""
+    """[T, H, W, C] scaled to [T, S, S, C]. OpenCV does all pictures at once, as up to 128 channels."""
     frames, height, width, channels = maps.shape
     flat = np.ascontiguousarray(maps.transpose(1, 2, 0, 3)).reshape(height, width, frames * channels)
     flat = cv2.resize(flat, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
@@ -209,13 +212,13 @@ class Augmentation:
         if rng.random() < self.crop:
             area = rng.uniform(self.smallest, 1.0)
             aspect = rng.uniform(0.92, 1.08)
-            width = int(np.clip(round(SIZE * area * aspect), 32, SIZE))
-            height = int(np.clip(round(SIZE * area / aspect), 32, SIZE))
+            width = int(np.clip(round(SIZE * area * aspect), SIZE // 2, SIZE))
+            height = int(np.clip(round(SIZE * area / aspect), SIZE // 2, SIZE))
             box = (int(rng.integers(0, SIZE - width + 1)), int(rng.integers(0, SIZE - height + 1)), width, height)
         return View(pictures, rate, box, bool(rng.random() < 0.5))
 
     def colour(self, rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
-        """u8 [T, 64, 64, 3] to f32 in [-1, 1] with one random gain and offset a channel for the whole clip."""
+        """u8 [T, S, S, 3] to f32 in [-1, 1] with one random gain and offset a channel for the whole clip."""
         frames = len(rgb)
         flat = np.ascontiguousarray(rgb).reshape(frames * SIZE, SIZE, 3)
         if rng.random() < self.grey:
@@ -234,14 +237,14 @@ class Augmentation:
         """Rows and columns of what stands before the camera, if anything does: at most a sixth of the picture."""
         if rng.random() >= self.hide:
             return None
-        height, width = rng.integers(8, 41), rng.integers(7, 17)
+        height, width = rng.integers(SIZE // 8, SIZE * 5 // 8 + 1), rng.integers(SIZE // 9, SIZE // 4 + 1)
         if rng.random() < 0.5:
             height, width = width, height
-        top, left = rng.integers(-6, SIZE - 2), rng.integers(-6, SIZE - 2)
+        top, left = rng.integers(-SIZE // 10, SIZE - 2, 2)
         return slice(max(top, 0), top + height), slice(max(left, 0), left + width)
 
     def doubted(self, rng: np.random.Generator, flow: np.ndarray) -> np.ndarray:
-        """f32 [T, 64, 64, 2] with an estimator's weaknesses: fields of lost motion that last, errors that tremble."""
+        """f32 [T, S, S, 2] with an estimator's weaknesses: fields of lost motion that last, errors that tremble."""
         if rng.random() >= self.doubt:
             return flow
         lost = rng.uniform(0, 1.2) * cv2.resize(rng.random((5, 5), np.float32), (SIZE, SIZE))
@@ -250,7 +253,7 @@ class Augmentation:
 
 
 def frozen_rgb(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """One picture of `x` [T, 64, 64, 3] repeated, half of the time with a sensor's faint noise."""
+    """One picture of `x` [T, S, S, 3] repeated, half of the time with a sensor's faint noise."""
     x = np.repeat(x[rng.integers(len(x))][None], len(x), 0)
     if rng.random() < 0.5:
         x = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0.2, 2.0) * 2 / 255)
@@ -258,12 +261,12 @@ def frozen_rgb(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
 
 
 def frozen_flow(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """No flow [T, 64, 64, 2], half of the time with the faint smooth mistakes that an estimator makes on noise."""
+    """No flow [T, S, S, 2], half of the time with the faint smooth mistakes that an estimator makes on noise."""
     return trembling(rng, shape[0]) if rng.random() < 0.5 else np.zeros(shape, np.float32)
 
 
 def trembling(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """The smooth errors [T, 64, 64, 2] that an estimator makes on noise, as shares of the bound."""
+    """The smooth errors [T, S, S, 2] that an estimator makes on noise, as shares of the bound."""
     coarse = rng.standard_normal((16, 16, frames * 2), np.float32) * np.float32(rng.uniform(0.01, 0.1) / BOUND)
     smooth = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(smooth.reshape(SIZE, SIZE, frames, 2).transpose(2, 0, 1, 3))
@@ -290,7 +293,9 @@ def training_batch(
             if hidden:
                 x[(slice(None), *hidden)] = rng.uniform(-1, 1, 3)
             xs.append(frozen_rgb(rng, x) if frozen else x)
-            flows.append(np.zeros((frames // 2, 8, 8, 2), np.float32) if frozen else view.coarse_flow(clips, index))
+            flows.append(
+                np.zeros((frames // 2, GRID, GRID, 2), np.float32) if frozen else view.coarse_flow(clips, index)
+            )
         else:
             shape = (frames, SIZE, SIZE, 2)
             if frozen:
@@ -312,7 +317,7 @@ def training_batch(
 
 
 def plain(clips: Clips, stream: str, index: int, frames: int) -> np.ndarray:
-    """The middle `frames` pictures of a clip as the daemon would show them: f32 [T, 64, 64, C] in [-1, 1]."""
+    """The middle `frames` pictures of a clip as the daemon would show them: f32 [T, S, S, C] in [-1, 1]."""
     start = (clips.frames(index) - frames) // 2
     values = clips.read(index, stream, slice(start, start + frames)).astype(np.float32)
     return values * np.float32(2 / 255) - 1 if stream == "rgb" else np.clip(values * np.float32(FLOW_SCALE), -1, 1)

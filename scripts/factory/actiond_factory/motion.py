@@ -799,7 +799,7 @@ def hop(rng, seconds, onset, flight=0.35, forward=0.0, repeat=1, arms=None):
     return p.solve(), min(now + 0.15, float(t[-1]))
 
 
-FALLS = ("forward", "backward", "left", "right", "collapse", "seated", "missed")
+FALLS = ("forward", "backward", "left", "right", "collapse", "seated", "missed", "knees")
 
 
 def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
@@ -810,6 +810,8 @@ def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
     mode = mode or rng.choice(FALLS)
     if mode == "missed":
         return missed_seat(rng, before, duration, after), mode
+    if mode == "knees":
+        return knees_give(rng, before, duration, after), mode
     p = (
         seat(rng, before + duration + after, height)
         if mode == "seated"
@@ -876,6 +878,35 @@ def fall(rng, before, duration, after, mode=None, speed=0.0, height=0.45):
     return p.solve(), mode
 
 
+def knees_give(rng, before, duration, after):
+    """Legs give way at `before` s: down on the knees or the heels, then over, onto the hands, a side or the face."""
+    p = stand(rng, before + duration + after, unrest=0.5)
+    t, a, b = p.t, before, before + duration
+    kneels = a + duration * rng.uniform(0.35, 0.65)
+    over = kneels + rng.uniform(0.0, 0.2) * duration
+    start, low, rest = p.pelvis[:, 1], rng.uniform(0.28, 0.5), rng.uniform(0.12, 0.2)
+    drop = np.clip((t - a) / (kneels - a), 0, 1) ** rng.uniform(1.5, 2.3)
+    fall = np.clip((t - over) / (b - over), 0, 1) ** rng.uniform(1.3, 2.2)
+    p.pelvis[:, 1] = (start * (1 - drop) + low * drop) * (1 - fall) + rest * fall
+    ahead = rng.uniform(0.1, 0.35)
+    p.pelvis[:, 2] += 0.6 * ahead * drop + ahead * fall
+    aside = rng.choice([-1, 0, 0, 1]) * rng.uniform(0.3, 1.0)
+    pitch = rng.uniform(1.0, 1.55) * (1 - 0.6 * abs(aside))
+    p.pitch += rng.uniform(0.0, 0.35) * drop * (1 - fall) + pitch * fall
+    p.roll += 1.4 * aside * fall
+    p.yaw += rng.normal(0, 0.3) * fall
+    p.bend += keys(t, [(a, 0), (kneels, rng.uniform(0, 0.5)), (b, rng.uniform(-0.2, 0.5))])
+    p.nod += keys(t, [(a, 0), (kneels, rng.uniform(-0.2, 0.5)), (b, rng.uniform(-0.3, 0.2))])
+    back = rng.uniform(0.3, 0.5)
+    for k, s in ((0, 1), (1, -1)):
+        p.foot[k][:, 2] -= back * drop
+        p.foot[k][:, 0] += s * rng.uniform(0.0, 0.15) * drop
+        flail = np.array([s * rng.uniform(0.1, 0.7), rng.uniform(-0.7, 0.3), rng.uniform(0.0, 0.7)])
+        goal = np.array([s * rng.uniform(0.1, 0.6), rng.uniform(-0.3, 0.7), rng.uniform(0.1, 0.7)])
+        p.hand[k] = keys(t, [(a, p.hand[k][0]), (kneels, flail), (b + rng.uniform(-0.1, 0.2), goal)])
+    return p.solve()
+
+
 def missed_seat(rng, before, duration, after):
     """Sit down at `before` s where there is no seat: lowered to a seat's height, dropped from there, thrown back."""
     p = stand(rng, before + duration + after, unrest=0.5)
@@ -909,7 +940,8 @@ def missed_seat(rng, before, duration, after):
 
 
 def wave(rng, p, start, stop, hands=(1,)):
-    """Wave on top of a pose `p` from `start` to `stop` s: the forearm swings to and fro, or the whole arm beckons."""
+    """Wave on top of a pose `p` from `start` to `stop` s: the forearm swings to and fro, the whole arm beckons, or
+    straight arms go from the sides to over the head and back, as one signals over a distance."""
     t = p.t
     freq = rng.uniform(0.8, 3.2)
     amp = rng.uniform(0.12, 0.4)
@@ -921,13 +953,20 @@ def wave(rng, p, start, stop, hands=(1,)):
     style = rng.random()
     wide, folded = rng.uniform([0.1, -0.6, 0.1], [0.95, 0.4, 0.9]), rng.uniform([-0.1, 0.15, 0.0], [0.4, 0.8, 0.4])
     slow, alternate = rng.uniform(0.4, 1.5), rng.choice([0.0, 0.5])
+    lowest, highest = rng.uniform(-1.4, 0.6), rng.uniform(1.2, 1.75)
+    if style < 0.25 and rng.random() < 0.6:
+        hands = (0, 1)
     for k in hands:
         s = 1 if k == 0 else -1
         swing = amp * np.sin(2 * np.pi * freq * (t - start) + (0 if rng.random() < 0.6 else np.pi * k))
-        if style < 0.4:  # waving somebody through, as who directs the traffic: from outstretched to the head and back
+        if style < 0.25:
+            height = 0.5 - 0.5 * np.cos(2 * np.pi * (0.8 * slow * (t - start) + 0.3 * alternate * k))
+            angle = lowest + (highest - lowest) * height
+            point = np.stack([s * np.cos(angle), np.sin(angle), np.full_like(t, 0.1)], -1) * 0.97
+        elif style < 0.5:  # waving somebody through, as who directs the traffic: from outstretched to the head and back
             fold = ease(0.5 - 0.5 * np.cos(2 * np.pi * (slow * (t - start) + alternate * k)))[:, None]
             point = (wide * (1 - fold) + folded * fold) * [s, 1, 1]
-        elif style < 0.8:
+        elif style < 0.85:
             point = np.stack(
                 [s * out + swing, up + 0.15 * np.cos(swing / amp * 1.3), np.full_like(t, rng.uniform(0.25, 0.6))], -1
             )

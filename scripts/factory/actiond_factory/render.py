@@ -24,12 +24,12 @@ from tqdm import tqdm
 from . import motion as m
 from . import scripts
 from .classes import INDEX, LABELS
+from .data import BOUND, GRID, SIZE
 from .errors import BadInput
-from .scene import NEAR, Body, Camera, Look, build_backdrop, paint, silhouette
+from .scene import NEAR, Body, Camera, Look, build_backdrop, paint, photographs, silhouette
 
 FPS = 25.0
-T, SIZE, FLOW_SIZE = 72, 64, 128
-BOUND = 6.0  # pixels of the 64-pixel picture per 1/25 s
+T, FLOW_SIZE = 72, 2 * SIZE
 SHARD = 64
 RATES = (10, 12, 15, 18, 20, 24, 29.97, 30, 50, 60)
 SALT = {"train": 11, "held": 23}
@@ -69,7 +69,7 @@ def ticks(times):
 
 
 def make_dis():
-    """The daemon's optical flow on 128 x 128 luma: DIS FAST stopped at scale 1, without variational refinement."""
+    """The daemon's optical flow, on luma of twice the model's size: DIS FAST to scale 1, without refinement."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     dis.setFinestScale(1)
     dis.setPatchSize(8)
@@ -80,14 +80,14 @@ def make_dis():
 
 
 def squeeze(picture):
-    """Whole picture -> (RGB u8 [64, 64, 3], luma u8 [128, 128]) by area averaging, aspect ignored."""
+    """Whole picture -> (RGB u8 [SIZE, SIZE, 3], luma u8 [FLOW_SIZE, FLOW_SIZE]) by area averaging, aspect ignored."""
     rgb = cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     return rgb, cv2.resize(luma, (FLOW_SIZE, FLOW_SIZE), interpolation=cv2.INTER_AREA)
 
 
 def flow_of(dis, before, after):
-    """Flow [64, 64, 2] between two lumas, in pixels of the 64-pixel picture."""
+    """Flow [SIZE, SIZE, 2] between two lumas, in pixels of the model's picture."""
     flow = dis.calc(before, after, None)
     return cv2.resize(flow, (SIZE, SIZE), interpolation=cv2.INTER_AREA) * 0.5
 
@@ -323,7 +323,7 @@ class Shot:
         return img
 
     def coverage(self, i):
-        """Person coverage, u8 [8, 8]."""
+        """Person coverage, u8 [GRID, GRID]."""
         mask = np.zeros(self.back.shape[:2], np.uint8)
         silhouette(mask, self.items, i)
         if self.near is not None:
@@ -331,7 +331,7 @@ class Shot:
         pad = self.margin
         mask = mask[pad : pad + self.height, pad : pad + self.width]
         return cv2.resize(
-            cv2.resize(mask, (64, 64), interpolation=cv2.INTER_AREA), (8, 8), interpolation=cv2.INTER_AREA
+            cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_AREA), (GRID, GRID), interpolation=cv2.INTER_AREA
         )
 
 
@@ -532,6 +532,8 @@ def library(args):
     if not (args.out or args.video or args.nothing_hour):
         raise BadInput("say what to render: --out, --video or --nothing-hour")
     m.sources(args.mocap, args.animations)
+    if args.photos:
+        photographs(args.photos)
     home = Path(args.out or args.video or Path(args.nothing_hour).parent)
     home.mkdir(parents=True, exist_ok=True)
     takes = m.cached_takes(args.cache or home / "motions.npz", args.mocap, args.animations)
@@ -570,6 +572,7 @@ def add_arguments(parser):
     parser.add_argument("--split", choices=sorted(SALT), default="train")
     parser.add_argument("--mocap", required=True, help="folder with classes.tsv and the bvh archives")
     parser.add_argument("--animations", required=True, help="folder with the animation GLBs")
+    parser.add_argument("--photos", help="folder with places/ and materials/: photographs for backgrounds and surfaces")
     parser.add_argument("--count", type=int, default=SHARD, help=f"clips (rounded up to shards of {SHARD}), or files")
     parser.add_argument("--start", type=int, default=0, help="number of the first clip (a multiple of 64), or file")
     parser.add_argument("--label", choices=LABELS, help="with --out: clips of this class only")

@@ -3,10 +3,13 @@
 All colours are RGB. A scene is drawn by `Scene.picture(t)`; everything random is drawn once, at construction.
 """
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
 from . import motion as m
+from .errors import BadInput
 
 SHIFT = 4  # sub-pixel bits of OpenCV's polygon coordinates
 NEAR = 0.12  # metres: nothing nearer is drawn
@@ -255,9 +258,32 @@ def silhouette(mask, items, i):
 
 # ---------------------------------------------------------------- rooms
 
+_PLACES, _MATERIALS = [], []
+
+
+def photographs(folder):
+    """Reads photographs that rooms are made of: `places/` (what stands behind people), `materials/` (surfaces)."""
+    for name, into in (("places", _PLACES), ("materials", _MATERIALS)):
+        into.clear()
+        for path in sorted((Path(folder) / name).glob("*.[jp][pn]g")):
+            picture = cv2.imread(str(path))
+            if picture is None:
+                raise BadInput(f"{path}: not a picture; remove it")
+            if name == "places":
+                into.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+            else:
+                grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32)
+                into.append(np.clip(grey / max(grey.mean(), 8), 0.2, 2.0))
+        if not into:
+            raise BadInput(
+                f"{Path(folder) / name}: no .jpg or .png in it; --photos is a folder with places/, materials/"
+            )
+
 
 def texture(rng, size=256):
-    """A tileable grey texture around 1.0: noise of some scale, planks, tiles, stripes or dots."""
+    """A tileable grey texture around 1.0: noise of some scale, planks, tiles, stripes or dots; or a photograph's."""
+    if _MATERIALS and rng.random() < 0.6:
+        return 1 + (_MATERIALS[rng.integers(len(_MATERIALS))] - 1) * np.float32(rng.uniform(0.5, 1.2))
     kind = rng.integers(6)
     small = rng.normal(0, 1, (size, size)).astype(np.float32)
     blur = cv2.GaussianBlur(small, (0, 0), float(rng.choice([0.8, 2, 6, 20])), borderType=cv2.BORDER_REFLECT)
@@ -330,8 +356,11 @@ def build_backdrop(rng, camera, extent, boxes, bright=1.0):
         dist[near] = t[near]
         img[near] = colour[near]
 
+    photo = bool(_PLACES) and rng.random() < 0.45
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if outdoor:
+        if photo:
+            img[:] = place(rng, w, h)
+        elif outdoor:
             sky = np.clip(0.5 + rays[..., 1:2] / 1.5, 0, 1)
             a, b = rng.uniform(120, 250, 3), np.array([150, 190, 240]) * rng.uniform(0.5, 1.05)
             img[:] = a * (1 - sky) + b * sky
@@ -360,9 +389,10 @@ def build_backdrop(rng, camera, extent, boxes, bright=1.0):
             put(t, np.broadcast_to(np.float32(np.clip(wall_colour * 1.15, 0, 250)), img.shape), t > 0)
         t = -o[1] / rays[..., 1]
         p = o + rays * np.where(np.isfinite(t) & (t < 1e4), t, 0)[..., None]
-        tone = lookup(texture(rng), p[..., 0], p[..., 2], rng.uniform(12, 70))
-        tone = 1 + (tone - 1) * np.clip(6 / np.maximum(t, 1e-3), 0, 1)
-        put(t, (tone[..., None] * floor_colour).astype(np.float32), t > 0)
+        if not photo:
+            tone = lookup(texture(rng), p[..., 0], p[..., 2], rng.uniform(12, 70))
+            tone = 1 + (tone - 1) * np.clip(6 / np.maximum(t, 1e-3), 0, 1)
+            put(t, (tone[..., None] * floor_colour).astype(np.float32), t > 0)
         near_mask = np.zeros((h, w), bool)
         for centre, size, yaw, near in boxes:
             wood = np.clip(rng.uniform(25, 220) + rng.normal(0, 32, 3), 5, 245)
@@ -375,6 +405,19 @@ def build_backdrop(rng, camera, extent, boxes, bright=1.0):
     img *= ((1 - (k := rng.uniform(0, 0.5))) + k * glow)[..., None] * bright
     img = cv2.GaussianBlur(img, (0, 0), float(rng.uniform(0.4, 1.1)))
     return np.clip(img, 0, 255), near_mask, (floor_colour * bright, wall_colour * bright)
+
+
+def place(rng, width, height):
+    """A cut of a photograph of some place, f32 RGB [height, width, 3], mirrored and tinted at random."""
+    photo = _PLACES[rng.integers(len(_PLACES))]
+    h, w = photo.shape[:2]
+    part = rng.uniform(0.5, 1.0)
+    ch = int(min(h, w * height / width * rng.uniform(0.85, 1.2)) * part)
+    cw = int(min(w, ch * width / height))
+    top, left = rng.integers(h - ch + 1), rng.integers(w - cw + 1)
+    cut = cv2.resize(photo[top : top + ch, left : left + cw], (width, height), interpolation=cv2.INTER_AREA)
+    cut = cut[:, ::-1] if rng.random() < 0.5 else cut
+    return cut * (rng.uniform(0.7, 1.25) * (1 + rng.normal(0, 0.06, 3))).astype(np.float32)
 
 
 def paint_box(rng, put, o, rays, centre, size, yaw, colour):

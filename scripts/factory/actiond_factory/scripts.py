@@ -304,9 +304,10 @@ def sitting_down(rng, lib, split):
         length = len(track) / m.RATE
         track = fit(m.chain([m.stand(rng, onset + 0.2).solve(), track], blend=0.2))
         return Script("sitting down", [track], [take.name], onset, onset + length, stool(track[-1]), subject="glb")
-    duration = rng.uniform(0.6, 1.6)
-    onset = onset_of(rng, duration)
     height = rng.choice([rng.uniform(0.36, 0.6), rng.uniform(0.36, 0.6), rng.uniform(0.36, 0.6), 0.02])
+    # Who is on the floor in less has fallen.
+    duration = rng.uniform(0.6, 1.6) if height > 0.1 else rng.uniform(1.3, 2.3)
+    onset = onset_of(rng, duration)
     track, info = m.sit_down(rng, onset, duration, LENGTH - onset - duration + 0.1, height)
     if rng.random() < 0.25 and onset > 0.5:  # walks up and turns round first
         lead = m.gait(rng, onset * 0.8, rng.uniform(0.8, 1.4)).solve()
@@ -352,9 +353,10 @@ def standing_up(rng, lib, split):
         return Script(
             "standing up", [idle_after(rng, track)], [take.name], onset, onset + length, stool(track[0]), subject="glb"
         )
-    duration = rng.uniform(0.6, 1.6)
-    onset = onset_of(rng, duration)
     height = rng.choice([rng.uniform(0.36, 0.6), rng.uniform(0.36, 0.6), rng.uniform(0.36, 0.6), 0.02])
+    # Who is on the floor in less has fallen.
+    duration = rng.uniform(0.6, 1.6) if height > 0.1 else rng.uniform(1.3, 2.3)
+    onset = onset_of(rng, duration)
     track, info = m.sit_down(rng, LENGTH - onset - duration, duration, onset + 0.1, height)
     track = fit(track)[::-1].copy()
     boxes = chair(height, info["z"] - 0.05, rng.random() < 0.7, rng.choice([0.45, 0.5, 1.4])) if height > 0.1 else []
@@ -410,7 +412,7 @@ def falling(rng, lib, split):
         onset = rng.uniform(0.1, 0.8)
         track = fit(m.chain([m.stand(rng, onset + 0.2).solve(), track], blend=0.2))
         return Script("falling", [track], [take.name], onset, onset + 1.2, subject="glb")
-    duration = rng.uniform(0.5, 1.25)
+    duration = rng.uniform(0.5, 1.5)
     mode = m.FALLS[rng.integers(len(m.FALLS))]
     onset = onset_of(rng, duration)
     speed = rng.uniform(0.0, 0.8) if mode == "forward" and rng.random() < 0.5 else 0.0
@@ -480,9 +482,9 @@ def strikes(kind):
     def script(rng, lib, split):
         label = kind
         r = rng.random()
-        alone = r < 0.2 if kind != "pushing" else False
+        alone = r < {"punching": 0.26, "kicking": 0.2, "pushing": 0.0}[kind]
         captured = None
-        if kind == "punching" and rng.random() < 0.22:
+        if kind == "punching" and rng.random() < 0.3:
             captured = (
                 lib.pick(rng, "boxing", split)
                 if rng.random() < 0.8 or split == "held"
@@ -539,7 +541,16 @@ def strikes(kind):
             distance += step
             src, subject = [f"strike {kind}"], "procedural"
         actors = [fit(attacker)]
-        if not alone:
+        boxing = captured is not None and captured.kind == "boxing" and lib.moments[captured.name]
+        if boxing and not alone and rng.random() < 0.6:  # the other one gives as good as he gets
+            other = lib.pick(rng, "boxing", split)
+            span = len(other.track) / other.rate
+            tempo = tempo_of(rng, 0.9, 1.4)
+            rival = fit(cut(rng, other, rng.uniform(0, max(0.05, span - LENGTH * tempo)), LENGTH, tempo))
+            rival = m.place(rival, yaw=np.pi - m.facing(rival[at]) + rng.normal(0, 0.3))
+            x, z = rival[at, m.PELVIS, 0], rival[at, m.PELVIS, 2]
+            actors.append(m.place(rival, rng.normal(0, 0.1) - x, distance + rng.uniform(0.1, 0.5) - z))
+        elif not alone:
             # Some blows only pretend: they stop short, and who should be hit hardly plays along.
             if rng.random() < 0.3:
                 distance += rng.uniform(0.05, 0.25)
@@ -560,8 +571,23 @@ def dancing(rng, lib, split):
             tempo = tempo_of(rng, 0.8, 1.5)
             span = len(take.track) / take.rate
             track = cut(rng, take, rng.uniform(0, max(0.05, span - LENGTH * tempo)), LENGTH, tempo)
-            return Script("dancing", [fit(track)], [take.name], subject=take.subject)
-    return Script("dancing", [fit(m.dance(rng, LENGTH))], ["dance"])
+            actors = troupe(rng, fit(track))
+            return Script("dancing", actors, [take.name], subject=take.subject, main=len(actors))
+    actors = troupe(rng, fit(m.dance(rng, LENGTH)))
+    return Script("dancing", actors, ["dance"], main=len(actors))
+
+
+def troupe(rng, track):
+    """One dancer, or up to four beside each other who dance the same, nearly at the same time."""
+    actors = [track]
+    if rng.random() < 0.3:
+        gap = rng.uniform(0.8, 1.4)
+        for i in range(1, int(rng.integers(2, 5))):
+            late = int(rng.uniform(0, 0.15) * m.RATE)
+            other = np.concatenate([np.repeat(track[:1], late, axis=0), track])[: len(track)]
+            other = m.resize_bones(m.mirror(other) if rng.random() < 0.15 else other, rng)
+            actors.append(m.place(other, (i if i % 2 else -i) * gap, rng.normal(0, 0.2)))
+    return actors
 
 
 def nothing(rng, lib, split):

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from actiond_factory import __main__ as command
 from actiond_factory import int8, intake, qdq, quantize
+from actiond_factory.data import SIZE
 from actiond_factory.graph import Graph
 from actiond_factory.model import session, sha256
 from actiond_factory.toml import tomllib
@@ -666,8 +667,8 @@ def test_a_recording_of_any_length_is_spread_over(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "long.mp4", 12.0)
     windows = intake.windows(path, streams, 3)
     assert len(windows) == 3
-    assert windows[0][0].shape == (1, 3, 64, 64, 64)
-    assert windows[0][1].shape == (1, 2, 64, 64, 64)
+    assert windows[0][0].shape == (1, 3, 64, SIZE, SIZE)
+    assert windows[0][1].shape == (1, 2, 64, SIZE, SIZE)
     assert not np.array_equal(windows[0][0], windows[2][0])
     assert np.abs(windows[1][1]).max() > 0.05, "the square moves"
     assert len(intake.windows(make_clip(tmp_path / "short.mp4", 1.0), streams, 3)) == 1

@@ -13,8 +13,10 @@ import pytest
 
 from actiond_factory import __main__ as command
 from actiond_factory import motion as m
-from actiond_factory import render, scripts
+from actiond_factory import render, scene, scripts
 from actiond_factory.classes import LABELS
+from actiond_factory.data import GRID, SIZE
+from actiond_factory.errors import BadInput
 
 cv2.setNumThreads(1)
 
@@ -165,6 +167,43 @@ def test_a_fall_ends_on_the_floor():
             assert track[-1, m.PELVIS, 1] < 0.3 and track[:, m.PELVIS, 1].min() > 0.05, (mode, seed)
 
 
+def test_a_troupe_dances_together(lib):
+    seen = [scripts.troupe(np.random.default_rng(seed), m.dance(np.random.default_rng(1), 3.2)) for seed in range(30)]
+    assert {len(actors) for actors in seen} == {1, 2, 3, 4}
+    for first, *others in seen:
+        for other in others:
+            assert np.linalg.norm(other[0, m.PELVIS] - first[0, m.PELVIS]) > 0.5, "beside each other"
+            alike = [
+                np.corrcoef(first[: len(first) - late, wrist, 1], other[late:, m.LWR, 1])[0, 1]
+                for wrist in (m.LWR, m.RWR)
+                for late in range(int(0.15 * m.RATE) + 1)
+            ]
+            assert max(alike) > 0.95, "the same, nearly at the same time"
+
+
+def test_nobody_sits_down_on_the_floor_as_fast_as_one_falls(lib):
+    scripted = [scripts.sitting_down(np.random.default_rng(seed), lib, "held") for seed in range(60)]
+    floor = [s for s in scripted if s.sources[-1] == "sit" and not s.boxes]
+    assert len(floor) > 5
+    assert min(s.end - s.onset for s in floor) > 1.2
+
+
+def test_boxers_face_each_other():
+    track, _, _ = m.strike(np.random.default_rng(3), "punching", 4.0, 0.4, (0.0, 1.5, 0.6), 5)
+    ring = scripts.Library([m.Take("1", "boxing", "1", "held", m.RATE, track)])
+    assert ring.moments["1"], "blows are found in it"
+    bouts = [scripts.SCRIPTS["punching"](np.random.default_rng(seed), ring, "held") for seed in range(120)]
+    bouts = [b for b in bouts if b.sources == ["1"] and len(b.actors) == 2]
+    assert len(bouts) > 10
+    for bout in bouts:
+        one, other = bout.actors
+        at = int(bout.onset * m.RATE)
+        apart = other[at, m.PELVIS] - one[at, m.PELVIS]
+        assert 0.3 < np.linalg.norm(apart[[0, 2]]) < 1.8
+        assert np.cos(m.facing(one[at]) - np.arctan2(apart[0], apart[2])) > 0.5
+        assert np.cos(m.facing(other[at]) - np.arctan2(-apart[0], -apart[2])) > 0.5
+
+
 def test_a_jump_leaves_the_floor_and_returns():
     track, end = m.hop(np.random.default_rng(2), 2.5, 0.5, 0.45)
     feet = track[:, [m.LAN, m.RAN, m.LTO, m.RTO], 1].min(1)
@@ -194,15 +233,15 @@ def test_every_tick_comes_once_and_in_order(rate):
 
 
 def test_constant_speed_gives_the_same_flow_at_any_rate():
-    rng = np.random.default_rng(0)
+    rng, side = np.random.default_rng(0), render.FLOW_SIZE
     wall = cv2.normalize(
-        cv2.GaussianBlur(rng.random((128, 512)).astype(np.float32), (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX
+        cv2.GaussianBlur(rng.random((side, 4 * side)).astype(np.float32), (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX
     )
-    speed = 40.0  # pixels of the 128-pixel picture a second: 0.8 of the 64-pixel picture per tick
+    speed = 40.0  # pixels of flow's picture a second: 0.8 of the model's, which is half of its size, per tick
 
     def picture(t):
         shift = np.array([[1, 0, speed * t - 200.0], [0, 1, 0]])
-        return cv2.warpAffine(wall, shift, (128, 128), flags=cv2.INTER_LINEAR).astype(np.uint8)
+        return cv2.warpAffine(wall, shift, (side, side), flags=cv2.INTER_LINEAR).astype(np.uint8)
 
     dis, seen = render.make_dis(), {}
     for rate in (10, 25, 60):
@@ -220,7 +259,7 @@ def test_constant_speed_gives_the_same_flow_at_any_rate():
 
 
 def test_flow_code():
-    flow = np.array([-9.0, -6.0, 0.0, 3.0, 6.0, 7.0])
+    flow = np.array([-1.5, -1.0, 0.0, 0.5, 1.0, 1.2]) * render.BOUND
     assert render.encode_flow(flow).tolist() == [-127, -127, 0, 64, 127, 127]
 
 
@@ -235,9 +274,9 @@ def test_same_seed_same_pixels(lib):
 def test_the_contract_of_a_clip(lib):
     for label in ("waving", "pushing", "nothing"):
         clip = procedural(label, 11, lib)
-        assert clip["rgb"].shape == (72, 64, 64, 3) and clip["rgb"].dtype == np.uint8
-        assert clip["flow"].shape == (72, 64, 64, 2) and clip["flow"].dtype == np.int8
-        assert clip["mask"].shape == (9, 8, 8) and clip["mask"].dtype == np.uint8
+        assert clip["rgb"].shape == (72, SIZE, SIZE, 3) and clip["rgb"].dtype == np.uint8
+        assert clip["flow"].shape == (72, SIZE, SIZE, 2) and clip["flow"].dtype == np.int8
+        assert clip["mask"].shape == (9, GRID, GRID) and clip["mask"].dtype == np.uint8
         assert clip["label"] == (LABELS.index(label) if not clip["meta"]["frozen"] else 0)
 
 
@@ -338,3 +377,33 @@ def test_help_has_an_example():
     parser = argparse.ArgumentParser(epilog=render.__doc__)
     render.add_arguments(parser)
     assert "Example" in parser.format_help()
+
+
+def test_photographs_stand_behind_people_and_on_surfaces(tmp_path, lib, monkeypatch):
+    monkeypatch.setattr(scene, "_PLACES", [])
+    monkeypatch.setattr(scene, "_MATERIALS", [])
+    plain = procedural("waving", 4, lib)
+    for name, colour in (("places", (30, 90, 200)), ("materials", (120, 120, 120))):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), np.full((48, 64, 3), colour, np.uint8))
+    scene.photographs(tmp_path)
+    for seed in range(20):
+        width, height = int(20 + 9 * seed), int(200 - 8 * seed)
+        cut = scene.place(np.random.default_rng(seed), width, height)
+        assert cut.shape == (height, width, 3)
+        assert cut[0, 0, 0] > cut[0, 0, 1] > cut[0, 0, 2], "RGB: the place is orange"
+    seen = [procedural("waving", seed, lib)["rgb"][0] for seed in range(12)]
+    orange = [np.median(p[..., 0]) > 1.5 * np.median(p[..., 2]) for p in seen]
+    assert 2 <= sum(orange) <= 10, "some in rooms, some before photographs"
+    for name in ("_PLACES", "_MATERIALS"):
+        monkeypatch.setattr(scene, name, [])
+    assert np.array_equal(procedural("waving", 4, lib)["rgb"], plain["rgb"]), "without them all is as it was"
+
+
+def test_photographs_that_are_none(tmp_path):
+    with pytest.raises(BadInput, match="nope/places: no .jpg or .png in it"):
+        scene.photographs(tmp_path / "nope")
+    (tmp_path / "p" / "places").mkdir(parents=True)
+    (tmp_path / "p" / "places" / "a.jpg").write_text("text")
+    with pytest.raises(BadInput, match="a.jpg: not a picture"):
+        scene.photographs(tmp_path / "p")

@@ -11,11 +11,13 @@ torch = pytest.importorskip("torch", reason="torch is not installed: only the co
 
 from actiond_factory import __main__ as command
 from actiond_factory import export, model, train
-from actiond_factory.data import Augmentation, Clips, View, cells, training_batch
+from actiond_factory.data import GRID, SIZE, Augmentation, Clips, View, cells, training_batch
 from actiond_factory.errors import BadInput
 from actiond_factory.i3d import EPSILON, FULL_PRECISION, I3D, max_pool_same, same_padding, stem_convolution
 
 LABELS = len(export.LABELS)
+HALF = SIZE // 11
+"""Half of the side of the square that moves."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +31,18 @@ def make_shard(path: Path, clips: int, seed: int, labels: int = LABELS) -> None:
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True)
     label = np.arange(clips) % labels
-    rgb = np.repeat(rng.integers(60, 190, (clips, 1, 64, 64, 3), dtype=np.uint8), 72, 1)
-    flow = np.zeros((clips, 72, 64, 64, 2), np.int8)
-    mask = np.zeros((clips, 9, 8, 8), np.uint8)
+    rgb = np.repeat(rng.integers(60, 190, (clips, 1, SIZE, SIZE, 3), dtype=np.uint8), 72, 1)
+    flow = np.zeros((clips, 72, SIZE, SIZE, 2), np.int8)
+    mask = np.zeros((clips, 9, GRID, GRID), np.uint8)
     for clip in range(clips):
         angle = np.pi * label[clip] / labels
         for t in range(72):
-            swing = 14 * np.sin(t * 0.35)
-            x, y = int(32 + swing * np.cos(angle)), int(32 + swing * np.sin(angle))
-            speed = 4.9 * np.cos(t * 0.35) * np.array([np.cos(angle), np.sin(angle)])
-            rgb[clip, t, y - 6 : y + 6, x - 6 : x + 6] = 255
-            flow[clip, t, y - 6 : y + 6, x - 6 : x + 6] = np.round(speed * 127 / 6)
-        mask[clip, :, 3:5, 3:5] = 255
+            swing = 0.22 * SIZE * np.sin(t * 0.35)
+            x, y = int(SIZE / 2 + swing * np.cos(angle)), int(SIZE / 2 + swing * np.sin(angle))
+            speed = 0.8 * np.cos(t * 0.35) * np.array([np.cos(angle), np.sin(angle)])
+            rgb[clip, t, y - HALF : y + HALF, x - HALF : x + HALF] = 255
+            flow[clip, t, y - HALF : y + HALF, x - HALF : x + HALF] = np.round(speed * 127)
+        mask[clip, :, GRID // 2 - 1 : GRID // 2 + 1, GRID // 2 - 1 : GRID // 2 + 1] = 255
     for name, value in {"rgb": rgb, "flow": flow, "mask": mask, "label": label.astype(np.int64)}.items():
         np.save(path / f"{name}.npy", value)
     (path / "meta.jsonl").write_text("".join(json.dumps({"onset": 10, "end": 60}) + "\n" for _ in range(clips)))
@@ -96,7 +98,7 @@ def test_onnx_agrees_with_torch_at_even_and_odd_lengths(stream: str) -> None:
 def test_temperature_divides_the_logits() -> None:
     torch.manual_seed(3)
     net = I3D("flow", LABELS).eval()
-    x = np.random.default_rng(0).uniform(-1, 1, (1, 2, 64, 64, 64)).astype(np.float32)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 2, 64, SIZE, SIZE)).astype(np.float32)
     plain, cool = (model.session(export.build(net, t)).run(None, {"input": x})[0] for t in (1.0, 2.0))
     np.testing.assert_allclose(plain / 2, cool, atol=1e-5)
 
@@ -214,7 +216,7 @@ class Unaltered(Augmentation):
 
     def view(self, rng: np.random.Generator, frames: int, length: int, span: np.ndarray) -> View:
         """The same view whatever the draw."""
-        return View((length - frames) // 2 + np.arange(frames), 1.0, (0, 0, 64, 64), mirror=False)
+        return View((length - frames) // 2 + np.arange(frames), 1.0, (0, 0, SIZE, SIZE), mirror=False)
 
 
 def test_views_cover_the_action_and_stay_in_the_clip() -> None:
@@ -228,8 +230,8 @@ def test_views_cover_the_action_and_stay_in_the_clip() -> None:
         assert view.pictures[0] <= 56
         assert view.pictures[-1] >= 58
         left, top, width, height = view.box
-        assert left + width <= 64
-        assert top + height <= 64
+        assert left + width <= SIZE
+        assert top + height <= SIZE
 
 
 def test_flow_turns_with_the_mirror_and_grows_with_the_crop(renders: Path) -> None:
@@ -238,15 +240,16 @@ def test_flow_turns_with_the_mirror_and_grows_with_the_crop(renders: Path) -> No
     view = {
         name: View(np.arange(4), 1.0, box, mirror)
         for name, box, mirror in (
-            ("plain", (0, 0, 64, 64), False),
-            ("mirrored", (0, 0, 64, 64), True),
-            ("half", (16, 16, 32, 32), False),
+            ("plain", (0, 0, SIZE, SIZE), False),
+            ("mirrored", (0, 0, SIZE, SIZE), True),
+            ("half", (SIZE // 4, SIZE // 4, SIZE // 2, SIZE // 2), False),
         )
     }
     flow = {name: v.flow(clips, 0) for name, v in view.items()}
     np.testing.assert_allclose(flow["mirrored"][:, :, ::-1] * [-1, 1], flow["plain"], atol=1e-6)
-    assert flow["half"][2, 32, 32, 0] == pytest.approx(min(2 * flow["plain"][2, 32, 32, 0], 1), abs=0.02)
-    np.testing.assert_allclose(cells(16, 32).sum(1), 1, atol=1e-6)
+    half, plain = (flow[name][2, SIZE // 2, SIZE // 2, 0] for name in ("half", "plain"))
+    assert half == pytest.approx(min(2 * plain, 1), abs=0.02)
+    np.testing.assert_allclose(cells(SIZE // 4, SIZE // 2).sum(1), 1, atol=1e-6)
 
 
 def test_frozen_presentations_are_nothing(renders: Path) -> None:
@@ -260,12 +263,15 @@ def test_frozen_presentations_are_nothing(renders: Path) -> None:
         assert np.abs(np.diff(batch.x, axis=1)).mean() < 0.03
 
 
+MIDDLE = (slice(SIZE * 5 // 16, SIZE * 11 // 16), slice(SIZE // 4, SIZE * 5 // 8))
+
+
 class Behind(Unaltered):
     """Something stands before the camera's middle, where the square of `make_shard` moves."""
 
     def hidden(self, rng: np.random.Generator) -> tuple[slice, slice]:
         """The same place whatever the draw."""
-        return slice(20, 44), slice(16, 40)
+        return MIDDLE
 
 
 def test_what_stands_before_the_camera_shows_nothing_in_either_stream(renders: Path) -> None:
@@ -274,17 +280,17 @@ def test_what_stands_before_the_camera_shows_nothing_in_either_stream(renders: P
     for stream in ("rgb", "flow"):
         x = training_batch(clips, stream, 1, 0, 6, 16, Behind()).x
         moved = np.ptp(x, axis=1).max(-1)
-        assert (moved[:, 20:44, 16:40] == 0).all()
+        assert (moved[(slice(None), *MIDDLE)] == 0).all()
         assert (moved > 0).any((1, 2)).all(), "the rest goes on"
     for seed in range(300):
         rows, columns = Augmentation(hide=1.0).hidden(np.random.default_rng(seed))
-        shown = np.ones((64, 64), bool)
+        shown = np.ones((SIZE, SIZE), bool)
         shown[rows, columns] = False
-        assert 0 < (~shown).sum() <= 64 * 64 // 6
+        assert 0 < (~shown).sum() <= SIZE * SIZE // 6
 
 
 def test_doubtful_flow_is_weaker_in_places_and_never_past_the_bound() -> None:
-    flow = np.full((16, 64, 64, 2), 0.9, np.float32)
+    flow = np.full((16, SIZE, SIZE, 2), 0.9, np.float32)
     augmentation = Augmentation(doubt=1.0)
     means = []
     for seed in range(30):
