@@ -3,7 +3,8 @@
 A stream's weights become SHARE of A's and the rest of B's, array by array of the f32 ONNX files. Streams that no
 --share names are B's as they are, and so are the labels, thresholds and everything else of the manifest. The new folder
 has f32 files only: what was quantized from other weights is another model. Thresholds may fit it no more: see what
-`actiond eval` says.
+`actiond eval` says. The two may look at pictures of different sizes, as a convolution has none: the new one looks at
+pictures of B's.
 
 Example:
   factory average models/new models/old --share rgb=0.65 --out models/mixed
@@ -65,7 +66,8 @@ def main(args: argparse.Namespace) -> int:
             source, path = f32_of(args.b, stream), stream.files["f32"]
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             if name in shares:
-                onnx.save(averaged(f32_of(args.a, theirs[name]), source, shares[name]), folder / path)
+                resized = theirs[name].size != stream.size
+                onnx.save(averaged(f32_of(args.a, theirs[name]), source, shares[name], resized), folder / path)
             else:
                 load(source)
                 (folder / path).write_bytes(source.read_bytes())
@@ -114,6 +116,10 @@ def compare_streams(a: Path, x: Stream, b: Path, y: Stream) -> None:
     """Both networks must be shown the same."""
     # Where the files lie, and how long a window they are given, is no part of the network.
     x, y = (replace(s, files={}, frames=0) for s in (x, y))
+    # To both the same share of the picture is the same flow.
+    scaled = [x.bound * v for v in y.size] == [y.bound * v for v in x.size]
+    if x.size != y.size and (x.kind == "rgb" or scaled):
+        x = replace(x, size=y.size, bound=y.bound)
     for key, value in vars(x).items():
         if value != getattr(y, key):
             raise BadInput(f"stream {x.name}: {key} is {value} in {a}, {getattr(y, key)} in {b}")
@@ -126,10 +132,12 @@ def f32_of(folder: Path, stream: Stream) -> Path:
     return folder / stream.files["f32"]
 
 
-def averaged(a: Path, b: Path, share: float) -> onnx.ModelProto:
-    """B's graph with `share` of A's weights and the rest of its own."""
+def averaged(a: Path, b: Path, share: float, resized: bool = False) -> onnx.ModelProto:
+    """B's graph with `share` of A's weights and the rest of its own. `resized`: A's is of another picture size."""
     first, result = load(a), load(b)
     x, y = first.graph, result.graph
+    if resized:
+        fit_to_size(x, y)
     for i, (p, q) in enumerate(zip(x.node, y.node, strict=False)):
         if p != q:
             raise BadInput(f"{a} and {b} are not the same graph: node {i} is {said(p)} and {said(q)}")
@@ -153,6 +161,17 @@ def averaged(a: Path, b: Path, share: float) -> onnx.ModelProto:
         elif not np.array_equal(p, q):
             raise BadInput(f"{a} and {b} are not the same graph: `{w.name}`, which is no weight, differs")
     return result
+
+
+def fit_to_size(x: onnx.GraphProto, y: onnx.GraphProto) -> None:
+    """Takes from Y what is another at another picture size: the inputs' sides, and the pool over the last map."""
+    for p, q in zip(x.input, y.input, strict=False):
+        sides, theirs = p.type.tensor_type.shape.dim[-2:], q.type.tensor_type.shape.dim[-2:]
+        for side, other in zip(sides, theirs, strict=False):
+            side.CopyFrom(other)
+    for p, q in zip(x.node, y.node, strict=False):
+        if p.op_type == q.op_type == "AveragePool" and p.name == q.name:
+            p.CopyFrom(q)
 
 
 def said(node: onnx.NodeProto) -> str:

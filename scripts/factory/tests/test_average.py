@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from actiond_factory import __main__ as command
+from actiond_factory.model import session
 from actiond_factory.quantize import list_file
 from actiond_factory.toml import tomllib
 
@@ -74,6 +75,26 @@ def test_named_streams_are_the_weighted_mean_and_the_rest_is_b(models: tuple[Pat
             digest = hashlib.sha256((out / f"{stream['name']}.onnx").read_bytes()).hexdigest()
             assert files == [{"precision": "f32", "path": f"{stream['name']}.onnx", "sha256": digest}]
     assert manifest == theirs
+
+
+def test_models_of_two_picture_sizes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = build(tmp_path / "a", "--seed", 1, architecture="two-stream-i3d")
+    large = build(tmp_path / "b", "--seed", 2, "--size", 64, architecture="two-stream-i3d")
+    shares = ("--share", "rgb=0.3", "--share", "flow=0.5")
+    assert factory("average", small, large, *shares, "--out", tmp_path / "both") == 0
+    # A bound that is another share of the picture is flow of another scale.
+    manifest = large / "model.toml"
+    bound = tomllib.loads(manifest.read_text())["stream"][1]["bound"]
+    manifest.write_text(manifest.read_text().replace(f"bound = {bound}", f"bound = {bound + 1}"))
+    assert factory("average", small, large, *shares, "--out", tmp_path / "neither") == 2
+    assert "stream flow: size is" in capsys.readouterr().err
+    assert factory("average", small, large, *shares[:2], "--out", tmp_path / "rgb") == 0
+    first, second, mixed = (weights(folder / "rgb.onnx") for folder in (small, large, tmp_path / "rgb"))
+    name = "Mixed_4c/Branch_0/Conv3d_0a_1x1/weight"
+    np.testing.assert_allclose(mixed[name], 0.3 * first[name] + 0.7 * second[name], rtol=1e-5, atol=1e-7)
+    x = np.random.default_rng(1).uniform(-1, 1, (1, 3, 64, 64, 64)).astype(np.float32)
+    made, theirs = (session(folder / "rgb.onnx").run(None, {"input": x})[0] for folder in (tmp_path / "rgb", large))
+    assert made.shape == theirs.shape and not np.allclose(made, theirs), "it runs, at B's size"
 
 
 def test_the_whole_of_one_is_that_one(models: tuple[Path, Path], tmp_path: Path) -> None:
