@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from .classes import INDEX
+from .errors import BadInput
 
 SIZE = 96
 """Side of the model's square picture."""
@@ -68,7 +69,9 @@ class Clips:
         for path in new:
             shard = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("rgb", "flow", "mask")}
             labels = np.load(path / "label.npy")
-            frames = shard["rgb"].shape[1]
+            frames, side = shard["rgb"].shape[1:3]
+            if side != SIZE:
+                raise BadInput(f"{path}: pictures of {side} x {side}, and the model's are {SIZE} x {SIZE}; render anew")
             lines = (path / "meta.jsonl").read_text().splitlines()
             if len(lines) != len(labels) or len(shard["rgb"]) != len(labels):
                 raise ValueError(f"{path}: {len(lines)} lines of meta for {len(labels)} labels")

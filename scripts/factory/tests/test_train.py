@@ -319,6 +319,15 @@ def test_new_shards_are_taken_in_while_training(renders: Path, tmp_path: Path) -
     assert len(clips) == 5
 
 
+def test_shards_of_another_picture_size_are_told(renders: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = tmp_path / "train" / "shard_00000"
+    make_shard(small, 2, 1)
+    np.save(small / "rgb.npy", np.zeros((2, 72, SIZE // 2, SIZE // 2, 3), np.uint8))
+    run = ["train", "--stream", "rgb", "--out", str(tmp_path / "run"), "--data", str(tmp_path)]
+    assert command.main(run) == 2
+    assert f"shard_00000: pictures of {SIZE // 2} x {SIZE // 2}, and the model's are" in capsys.readouterr().err
+
+
 def test_a_folder_without_renders_is_told(renders: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = ["train", "--stream", "rgb", "--out", str(tmp_path / "run"), "--data"]
     assert command.main([*run, str(tmp_path / "typo")]) == 2
