@@ -340,8 +340,8 @@ fn after_a_rest_the_scores_go_on() {
             drift.fold(0.0, f32::max),
             deviation.iter().take(32).map(|d| format!("{d:.4}")).collect::<Vec<_>>().join(" ")
         );
-        // A rest leaves out other noise of the sensor, and what other noise alone does to a network that never stops is
-        // told beside it.
+        // A rest leaves out other noise of the sensor. What other noise alone does to a network that never stops is the
+        // measure where nothing is carried: a single hop may differ by a third more. Where states are carried, 0.15.
         let mean = deviation.iter().sum::<f32>() / deviation.len() as f32;
         let usual = noisy
             .iter()
@@ -349,7 +349,8 @@ fn after_a_rest_the_scores_go_on() {
             .map(|(noisy, off)| furthest(noisy.1.as_deref().unwrap(), off.1.as_deref().unwrap()))
             .fold(0.0, f32::max);
         eprintln!("  worst {worst:.4}, {mean:.4} in the mean; by other noise {usual:.4}");
-        assert!(worst < 0.15 && mean < 0.02, "{}: {worst}, {usual} by noise; {mean} in the mean", mode.name());
+        let bound = if matches!(mode, Mode::Dense | Mode::Window) { 1.36 * usual } else { 0.15 };
+        assert!(worst < bound && mean < 0.02, "{}: {worst} of {bound}; {mean} in the mean", mode.name());
         assert!(usual < 0.25, "{}: noise alone does {usual}", mode.name());
         // Behind the first rest, and before the one between the two actions begins.
         let last = deviation[18];

@@ -167,6 +167,17 @@ def test_a_fall_ends_on_the_floor():
             assert track[-1, m.PELVIS, 1] < 0.3 and track[:, m.PELVIS, 1].min() > 0.05, (mode, seed)
 
 
+def test_some_signal_with_straight_arms():
+    signals = 0
+    for seed in range(80):
+        track = m.wave(np.random.default_rng(seed), m.stand(np.random.default_rng(1), 3.2), 0.0, 3.2).solve()
+        waving = track[int(0.5 * m.RATE) : int(2.7 * m.RATE)]
+        reach = np.linalg.norm(waving[:, [m.LWR, m.RWR]] - waving[:, [m.LSH, m.RSH]], axis=-1)
+        swept = np.ptp(waving[:, [m.LWR, m.RWR], 1], axis=0)
+        signals += bool((reach.min(0) > 0.45).all() and (swept > 0.4).all())
+    assert 3 <= signals <= 40, signals
+
+
 def test_a_troupe_dances_together(lib):
     seen = [scripts.troupe(np.random.default_rng(seed), m.dance(np.random.default_rng(1), 3.2)) for seed in range(30)]
     assert {len(actors) for actors in seen} == {1, 2, 3, 4}
@@ -392,6 +403,15 @@ def test_photographs_stand_behind_people_and_on_surfaces(tmp_path, lib, monkeypa
         cut = scene.place(np.random.default_rng(seed), width, height)
         assert cut.shape == (height, width, 3)
         assert cut[0, 0, 0] > cut[0, 0, 1] > cut[0, 0, 2], "RGB: the place is orange"
+    steps = np.add.outer(np.arange(48), np.arange(64)).astype(np.float32)
+    cv2.imwrite(str(tmp_path / "materials" / "a.png"), 40 + steps)
+    scene.photographs(tmp_path)
+    surfaces = [scene.texture(np.random.default_rng(seed)) for seed in range(20)]
+    photographed = [t for t in surfaces if t.shape == steps.shape]
+    assert 5 < len(photographed) < 18
+    for surface in photographed:
+        assert np.corrcoef(surface.ravel(), steps.ravel())[0, 1] > 0.99
+        assert surface.mean() == pytest.approx(1, abs=0.01)
     seen = [procedural("waving", seed, lib)["rgb"][0] for seed in range(12)]
     orange = [np.median(p[..., 0]) > 1.5 * np.median(p[..., 2]) for p in seen]
     assert 2 <= sum(orange) <= 10, "some in rooms, some before photographs"
