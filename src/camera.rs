@@ -207,7 +207,7 @@ impl<'a> Feed<'a> {
                 continue;
             }
             let began = Instant::now();
-            let played = source::open(&config.source, &config.options).and_then(|source| {
+            let played = source::open(&config.source, &config.options, shutdown).and_then(|source| {
                 let pace = source.pace();
                 connection.pace = Some(pace);
                 members.iter().for_each(|m| m.camera.ring.set_pace(pace));
@@ -226,7 +226,7 @@ impl<'a> Feed<'a> {
             // What has worked will work again, whatever a camera answers while it starts.
             let worked = connection.last_picture.is_some();
             let pause = match e.kind() {
-                Kind::EndOfStream if recording => return Ok(()),
+                Kind::EndOfStream if recording || shutdown.is_set() => return Ok(()),
                 _ if recording => return Err(e),
                 Kind::Config | Kind::Model | Kind::Internal if !worked => return Err(e),
                 Kind::Config | Kind::Model => REFUSED,

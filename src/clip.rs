@@ -13,6 +13,7 @@ use crate::{
     model::{By, Layout, Model, Rule},
     scale::{self, Region},
     source::{self, Uri},
+    time::Shutdown,
 };
 
 /// The most input pixels that are scored in one pass, which holds all its activations: 20 s at the paper's 224x224.
@@ -103,7 +104,7 @@ impl Clip {
         let (specs, _) = scale::views(&model.manifest);
         let mut intake = Intake::new(&specs, Region::WHOLE)?;
         let uri = Uri::file(path);
-        let mut source = source::open(&uri, &source::Options::default())?;
+        let mut source = source::open(&uri, &source::Options::default(), &Shutdown::new())?;
         let mut clip = Clip { frames: Vec::new(), cuts: Vec::new() };
         let mut held = 0;
         loop {

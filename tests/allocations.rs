@@ -18,6 +18,7 @@ use actiond::{
     ring::{Bell, Rhythm, Ring, Step},
     scale::{self, Region},
     source::{self, Pace, Uri},
+    time::Shutdown,
 };
 
 struct Counting;
@@ -100,7 +101,7 @@ fn a_frame_costs_no_allocation_after_warm_up() {
     let (specs, view_of_stream) = scale::views(&model.manifest);
     let mut intake = Intake::new(&specs, Region::WHOLE).unwrap().telling_still(true);
     let ring = Ring::new(Pace::Recorded, Rhythm { window: 64, hop: 8, carried: false }, Arc::new(Bell::default()));
-    let mut source = source::open(&Uri::file(&path), &source::Options::default()).unwrap();
+    let mut source = source::open(&Uri::file(&path), &source::Options::default(), &Shutdown::new()).unwrap();
     let mut tensors = vec![Tensor::F32(Vec::new()), Tensor::F32(Vec::new())];
     let (mut hops, mut after_warm_up) = (0, 0);
     for picture_number in 0..700 {

@@ -9,6 +9,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,7 @@ use actiond::{
     error::{Error, Kind},
     frame::{Matrix, Picture, Pixels},
     source::{self, Options, Pace, RtspTransport, Source, Uri},
+    time::Shutdown,
 };
 use rtsp::Server;
 use tempfile::TempDir;
@@ -85,7 +87,7 @@ fn options() -> Options {
 }
 
 fn open(uri: &str, options: &Options) -> Result<Box<dyn Source>, Error> {
-    source::open(&Uri::parse(uri)?, options)
+    source::open(&Uri::parse(uri)?, options, &Shutdown::new())
 }
 
 /// Plays to the end, `pause` after each picture.
@@ -99,7 +101,7 @@ fn play(source: &mut dyn Source, pause: Duration) -> (Vec<Seen>, Error) {
                 if let [.., before, last] = seen.as_slice() {
                     assert!(before.time <= last.time, "time goes on: {before:?}, {last:?}");
                 }
-                std::thread::sleep(pause);
+                thread::sleep(pause);
             }
             Err(e) => return (seen, e),
         }
@@ -574,7 +576,7 @@ fn a_slow_reader_of_a_camera_gets_the_newest_picture() {
     let (mut dropped, begin) = (0, Instant::now());
     let mut last = Duration::ZERO;
     for _ in 0..10 {
-        std::thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(200));
         let picture = source.next().unwrap();
         dropped += picture.dropped;
         last = picture.time;
@@ -616,10 +618,10 @@ fn rtsp_errors_say_what_to_do_and_never_a_password() {
 fn mjpeg_camera(jpeg: Vec<u8>, pictures: u32) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/video.mjpg", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for mut client in listener.incoming().map_while(Result::ok) {
             let jpeg = jpeg.clone();
-            std::thread::spawn(move || -> std::io::Result<()> {
+            thread::spawn(move || -> std::io::Result<()> {
                 let mut request = [0; 4096];
                 let _ = client.read(&mut request)?;
                 client
@@ -627,7 +629,7 @@ fn mjpeg_camera(jpeg: Vec<u8>, pictures: u32) -> String {
                 for _ in 0..pictures {
                     let head = format!("--next\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n", jpeg.len());
                     client.write_all(&[head.as_bytes(), &jpeg, b"\r\n"].concat())?;
-                    std::thread::sleep(Duration::from_millis(40));
+                    thread::sleep(Duration::from_millis(40));
                 }
                 Ok(())
             });
@@ -653,5 +655,22 @@ fn an_http_camera_is_live_from_its_first_picture_on() {
         assert_eq!(1 + seen.len() as u64 + seen.iter().map(|s| s.dropped).sum::<u64>(), 75);
         let last = seen.last().unwrap().time.as_secs_f64();
         assert!((2.5..4.5).contains(&last), "its pictures bear no times, so they are dated when they come: {last}");
+    }
+}
+
+#[test]
+fn a_camera_that_never_answers_delays_no_stop() {
+    // It takes the connection and says nothing, as a camera that hangs.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = Options { stall: Duration::from_secs(60), ..options() };
+    for scheme in ["rtsp", "http"] {
+        let uri = Uri::parse(&format!("{scheme}://{}/stream", silent.local_addr().unwrap())).unwrap();
+        let stop = Shutdown::new();
+        let mut source = source::open(&uri, &options, &stop).unwrap();
+        let watcher = thread::spawn(move || source.next().map(|_| ()).unwrap_err().kind());
+        thread::sleep(Duration::from_millis(300));
+        assert!(!watcher.is_finished(), "{scheme}: there is nothing to see");
+        stop.set();
+        assert_eq!(watcher.join().unwrap(), Kind::EndOfStream, "{scheme}");
     }
 }

@@ -23,6 +23,7 @@ use actiond::{
     scale::{self, Region},
     source::{self, Pace, Uri},
     still::Rest,
+    time::Shutdown,
 };
 use serde_json::Value;
 
@@ -219,7 +220,7 @@ struct Kept {
 
 impl Kept {
     fn all(path: &Path) -> Vec<Kept> {
-        let mut source = source::open(&Uri::file(path), &source::Options::default()).unwrap();
+        let mut source = source::open(&Uri::file(path), &source::Options::default(), &Shutdown::new()).unwrap();
         let mut kept = Vec::new();
         loop {
             match source.next() {

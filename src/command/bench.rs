@@ -224,7 +224,7 @@ fn stages(model: &Model, network: &mut dyn Network, clip: &Path, hop: usize, len
     let mut began = Instant::now();
     let mut warm = false;
     while !warm || began.elapsed() < length {
-        let mut source = source::open(&Uri::file(clip), &source::Options::default())?;
+        let mut source = source::open(&Uri::file(clip), &source::Options::default(), &Shutdown::new())?;
         let pictures = intake.counts().pictures;
         intake.reopened(0);
         loop {
@@ -303,7 +303,7 @@ fn live_length(args: &Args, model: &Model) -> Duration {
 /// Looks whether a clip is as long as that: a camera that ends early is no load for the rest of the time, and a machine would
 /// be said to sustain more than it does.
 fn lasts(clip: &Path, length: Duration) -> Result<()> {
-    let mut source = source::open(&Uri::file(clip), &source::Options::default())?;
+    let mut source = source::open(&Uri::file(clip), &source::Options::default(), &Shutdown::new())?;
     let mut last = Duration::ZERO;
     while last < length {
         match source.next() {
@@ -325,7 +325,7 @@ fn lasts(clip: &Path, length: Duration) -> Result<()> {
 
 /// From one picture of the clip to the next, with nothing else to do: at most a minute of 25 fps.
 fn decode(clip: &Path) -> Result<Vec<Duration>> {
-    let mut source = source::open(&Uri::file(clip), &source::Options::default())?;
+    let mut source = source::open(&Uri::file(clip), &source::Options::default(), &Shutdown::new())?;
     let mut times = Vec::new();
     while times.len() < 1500 {
         let before = Instant::now();

@@ -246,7 +246,8 @@ mod tests {
 
     /// What a recorded file plays back: each picture's luma, and the matrix.
     fn played(path: PathBuf) -> Vec<(Vec<u8>, Matrix, Duration)> {
-        let mut source = source::open(&Uri::Replay(path), &source::Options::default()).unwrap();
+        let mut source =
+            source::open(&Uri::Replay(path), &source::Options::default(), &crate::time::Shutdown::new()).unwrap();
         let mut all = Vec::new();
         while let Ok(picture) = source.next() {
             let Pixels::I420 { y, matrix, .. } = picture.pixels else { panic!() };

@@ -28,10 +28,11 @@ use gio::prelude::*;
 use gst::prelude::*;
 use gst_video::prelude::*;
 
-use super::{Options, Pace, RtspTransport, Source, Uri, redact, unreadable};
+use super::{Options, Pace, RtspTransport, STOP_LOOK, Source, Uri, redact, unreadable};
 use crate::{
     error::{Error, Kind, Result},
     frame::{Matrix, Picture, Pixels, Plane},
+    time::Shutdown,
 };
 
 /// How much jitter of the network is evened out, and how far a stream may fall behind before packets are left out.
@@ -97,6 +98,7 @@ pub struct Stream {
     name: String,
     pace: Pace,
     stall: Duration,
+    stop: Shutdown,
     /// When the last sample came, and how long a camera's pictures are apart as a rule.
     arrived: Option<Instant>,
     interval: Duration,
@@ -255,7 +257,7 @@ impl Mailbox {
 
 impl Stream {
     /// Builds and starts the pipeline for `uri`; see [`super::open`].
-    pub fn open(uri: &Uri, options: &Options) -> Result<Self> {
+    pub fn open(uri: &Uri, options: &Options, stop: &Shutdown) -> Result<Self> {
         init()?;
         let name = uri.to_string();
         let mailbox = Arc::new(Mailbox::default());
@@ -288,6 +290,7 @@ impl Stream {
             name,
             pace: Pace::Recorded,
             stall: options.stall,
+            stop: stop.clone(),
             arrived: None,
             interval: Duration::ZERO,
             opened: Instant::now(),
@@ -348,6 +351,10 @@ impl Stream {
             if now >= until {
                 return Err(self.stalled());
             }
+            if self.stop.is_set() {
+                return Err(Error::end_of_stream());
+            }
+            until = until.min(now + STOP_LOOK);
             if self.origin == Origin::File && !state.linked {
                 // Now and then decodebin loses the error of a demuxer that fails while it is being plugged in. Then
                 // nothing is said, and nobody works any more.

@@ -14,6 +14,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     frame::Picture,
+    time::Shutdown,
 };
 
 /// Whether pictures wait for us.
@@ -36,6 +37,9 @@ pub trait Source: Send {
 
     fn pace(&self) -> Pace;
 }
+
+/// How long a source that waits for a picture does so before it looks whether it should stop.
+const STOP_LOOK: Duration = Duration::from_millis(100);
 
 /// How a source is to be played, whatever it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,14 +296,16 @@ impl fmt::Debug for Uri {
 ///
 /// Errors: as in [`Source::next`]. What only shows in the stream itself (a text file that is named .mp4, a camera that
 /// does not answer) comes from the first `next`, so that opening never waits for a network.
-pub fn open(uri: &Uri, options: &Options) -> Result<Box<dyn Source>> {
+///
+/// Once `stop` is set, a live source that has nothing to show waits no longer and ends.
+pub fn open(uri: &Uri, options: &Options, stop: &Shutdown) -> Result<Box<dyn Source>> {
     Ok(match uri {
-        Uri::Usb(path) => Box::new(nokhwa::Camera::open(path, options)?),
+        Uri::Usb(path) => Box::new(nokhwa::Camera::open(path, options, stop)?),
         Uri::Replay(path) => Box::new(replay::Replay::open(path, options)?),
         // By what they hold and not by their names: GStreamer shows a GIF's first picture for ever.
         Uri::File(path) if replay::plays(path) => Box::new(replay::Replay::open(path, options)?),
         Uri::Rtsp(_) | Uri::Http(_) | Uri::Csi(_) | Uri::File(_) | Uri::Gst(_) => {
-            Box::new(gstreamer::Stream::open(uri, options)?)
+            Box::new(gstreamer::Stream::open(uri, options, stop)?)
         }
     })
 }

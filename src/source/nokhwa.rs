@@ -17,10 +17,11 @@ use nok::utils::{
     ApiBackend, CameraFormat, CameraIndex, FrameFormat, RequestedFormat, RequestedFormatType, Resolution,
 };
 
-use super::{Options, Pace, Source};
+use super::{Options, Pace, STOP_LOOK, Source};
 use crate::{
     error::{Error, Kind, Result},
     frame::{Matrix, Picture, Pixels, Plane},
+    time::Shutdown,
 };
 
 /// What we can unpack, the cheapest first.
@@ -41,6 +42,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct Camera {
     name: String,
     stall: Duration,
+    stop: Shutdown,
     mailbox: Arc<Mailbox>,
     closed: mpsc::Receiver<()>,
     packed: Packed,
@@ -79,8 +81,8 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
-    /// Waits for a picture until `until`; gives how many were overwritten before it.
-    fn take(&self, packed: &mut Packed, until: Instant) -> std::result::Result<u64, Missed> {
+    /// Waits for a picture until `until`, or until it should stop; gives how many were overwritten before it.
+    fn take(&self, packed: &mut Packed, until: Instant, stop: &Shutdown) -> std::result::Result<u64, Missed> {
         let mut state = self.lock();
         loop {
             if std::mem::take(&mut state.full) {
@@ -94,7 +96,11 @@ impl Mailbox {
             if now >= until {
                 return Err(Missed::Silent);
             }
-            state = self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
+            if stop.is_set() {
+                return Err(Missed::Stopped);
+            }
+            state =
+                self.changed.wait_timeout(state, STOP_LOOK.min(until - now)).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -102,6 +108,7 @@ impl Mailbox {
 #[derive(Debug, PartialEq, Eq)]
 enum Missed {
     Silent,
+    Stopped,
     Failed(String),
 }
 
@@ -122,7 +129,7 @@ impl Default for Packed {
 
 impl Camera {
     /// Opens a camera by its device file (`/dev/video0`, or a link to one as in `/dev/v4l/by-id`).
-    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+    pub fn open(path: &Path, options: &Options, stop: &Shutdown) -> Result<Self> {
         let number = device_number(path)?;
         let name = format!("usb:{}", path.display());
         let mailbox = Arc::new(Mailbox::default());
@@ -145,10 +152,19 @@ impl Camera {
                 let _ = closing.send(());
             })
             .map_err(|e| Error::internal("no thread for a camera").caused_by(e))?;
-        match opening.recv_timeout(options.stall) {
+        let until = Instant::now() + options.stall;
+        let started = loop {
+            let now = Instant::now();
+            match opening.recv_timeout(STOP_LOOK.min(until.saturating_duration_since(now))) {
+                Err(mpsc::RecvTimeoutError::Timeout) if now < until && !stop.is_set() => {}
+                started => break started,
+            }
+        };
+        match started {
             Ok(Ok(())) => Ok(Camera {
                 name,
                 stall: options.stall,
+                stop: stop.clone(),
                 mailbox,
                 closed,
                 packed: Packed::default(),
@@ -176,7 +192,7 @@ impl Source for Camera {
         let until = Instant::now() + self.stall;
         let mut dropped = 0;
         for _ in 0..DAMAGED_IN_A_ROW {
-            match self.mailbox.take(&mut self.packed, until) {
+            match self.mailbox.take(&mut self.packed, until, &self.stop) {
                 Ok(overwritten) => dropped += overwritten,
                 Err(missed) => {
                     let message = match missed {
@@ -184,6 +200,7 @@ impl Source for Camera {
                             format!("{} gave no picture for {} s", self.name, self.stall.as_secs_f64())
                         }
                         Missed::Failed(why) => format!("{} is gone: was it unplugged? ({why})", self.name),
+                        Missed::Stopped => return Err(Error::end_of_stream()),
                     };
                     self.ended = Some((Kind::Unavailable, message.clone()));
                     return Err(Error::unavailable(message));
@@ -667,21 +684,30 @@ mod tests {
             mailbox.put(&mut theirs);
         }
         let until = Instant::now() + Duration::from_millis(20);
-        assert_eq!(mailbox.take(&mut mine, until), Ok(4));
+        let stop = Shutdown::new();
+        assert_eq!(mailbox.take(&mut mine, until, &stop), Ok(4));
         assert_eq!(mine.time, Duration::from_secs(5));
-        assert_eq!(mailbox.take(&mut mine, until), Err(Missed::Silent));
+        assert_eq!(mailbox.take(&mut mine, until, &stop), Err(Missed::Silent));
         mailbox.put(&mut Packed::default());
         mailbox.lock().failed = Some("ENODEV".into());
-        assert_eq!(mailbox.take(&mut mine, until), Ok(0), "what came before the end is still given");
-        assert_eq!(mailbox.take(&mut mine, until), Err(Missed::Failed("ENODEV".into())));
+        assert_eq!(mailbox.take(&mut mine, until, &stop), Ok(0), "what came before the end is still given");
+        assert_eq!(mailbox.take(&mut mine, until, &stop), Err(Missed::Failed("ENODEV".into())));
+    }
+
+    #[test]
+    fn who_stops_waits_for_no_picture() {
+        let stop = Shutdown::new();
+        stop.set();
+        let until = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(Mailbox::default().take(&mut Packed::default(), until, &stop), Err(Missed::Stopped));
     }
 
     #[test]
     fn a_camera_that_is_not_there_may_come() {
-        let error = Camera::open(Path::new("/dev/video97"), &Options::default()).err().unwrap();
+        let error = Camera::open(Path::new("/dev/video97"), &Options::default(), &Shutdown::new()).err().unwrap();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.to_string().starts_with("usb:/dev/video97 is not there; "), "{error}");
-        let error = Camera::open(Path::new("/dev/null"), &Options::default()).err().unwrap();
+        let error = Camera::open(Path::new("/dev/null"), &Options::default(), &Shutdown::new()).err().unwrap();
         assert_eq!((error.kind(), error.to_string().contains("is no camera")), (Kind::Config, true), "{error}");
     }
 }
