@@ -192,6 +192,8 @@ class Augmentation:
     """contrast of the dullest presentation"""
     harshest: float = 1.45
     """contrast of the harshest presentation"""
+    sharpness: float = 0.5
+    """chance that pictures are softer, as a cheap lens or an enlarged picture, or sharper, as a phone makes them"""
     hide: float = 0.25
     """chance that a rectangle of the picture shows nothing, as a post or a cupboard before the camera does"""
     doubt: float = 0.4
@@ -224,6 +226,11 @@ class Augmentation:
         """u8 [T, S, S, 3] to f32 in [-1, 1] with one random gain and offset a channel for the whole clip."""
         frames = len(rgb)
         flat = np.ascontiguousarray(rgb).reshape(frames * SIZE, SIZE, 3)
+        if rng.random() < self.sharpness:
+            amount = rng.uniform(-1.0, 1.0)
+            # It reaches over the seam of two pictures, by as much in all: no motion comes of it.
+            soft = cv2.GaussianBlur(flat, (0, 0), rng.uniform(0.6, 1.4))
+            flat = cv2.addWeighted(flat, 1 + amount, soft, -amount, 0)
         if rng.random() < self.grey:
             flat = cv2.cvtColor(cv2.cvtColor(flat, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         elif rng.random() < self.fade:

@@ -236,7 +236,7 @@ def curve(rng, p):
 
 
 def running(rng, lib, split):
-    """Captured (looped), animated or procedural running."""
+    """Captured (looped), animated or procedural running; some set off, and some come to a stop."""
     tempo = tempo_of(rng, 0.75, 1.35)
     take = lib.pick(rng, "running", split) if rng.random() < 0.55 else None
     if take is not None:
@@ -246,7 +246,18 @@ def running(rng, lib, split):
         if rng.random() < 0.3:
             p = curve(rng, p)
         track, src, subject = p.solve(), ["gait run"], "procedural"
-    if rng.random() < 0.2:  # on the spot, as on a treadmill or before a tracking camera
+    onset, end = 0.0, LENGTH
+    r = rng.random()
+    if r < 0.12:
+        onset = rng.uniform(0.2, 0.9)
+        track = m.chain([m.stand(rng, onset + 0.25).solve(), track], blend=0.3)
+    elif r < 0.42:
+        end = rng.uniform(1.6, 2.8)
+        track = track[: int(end * m.RATE)]
+        if rng.random() < 0.6:  # the last steps are a walk
+            track = m.chain([track, m.gait(rng, rng.uniform(0.5, 1.0), rng.uniform(0.6, 1.3)).solve()], blend=0.3)
+        track = idle_after(rng, track)
+    elif r < 0.6:  # on the spot, as on a treadmill or before a tracking camera
         keep = rng.uniform(0.0, 0.35)
         track = track.copy()
         travel = (track[:, m.PELVIS] - track[0, m.PELVIS]) * np.array([1, 0, 1])
@@ -254,7 +265,7 @@ def running(rng, lib, split):
         for axis in (0, 2):
             travel[:, axis] = np.convolve(np.pad(travel[:, axis], 20, mode="edge"), k, "valid")
         track -= ((1 - keep) * travel)[:, None].astype(np.float32)
-    return Script("running", [fit(track)], src, subject=subject)
+    return Script("running", [fit(track)], src, onset, end, subject=subject)
 
 
 def jumping(rng, lib, split):
@@ -482,9 +493,9 @@ def strikes(kind):
     def script(rng, lib, split):
         label = kind
         r = rng.random()
-        alone = r < {"punching": 0.26, "kicking": 0.2, "pushing": 0.0}[kind]
+        alone = r < {"punching": 0.34, "kicking": 0.32, "pushing": 0.0}[kind]
         captured = None
-        if kind == "punching" and rng.random() < 0.3:
+        if kind == "punching" and rng.random() < 0.4:
             captured = (
                 lib.pick(rng, "boxing", split)
                 if rng.random() < 0.8 or split == "held"
@@ -504,6 +515,12 @@ def strikes(kind):
             "pushing": rng.uniform(1.15, 1.4),
         }[kind]
         approach = 0.0 if rng.random() < 0.4 else rng.uniform(0.4, 1.1)
+        # At a ball one runs up. Who boxes the air goes on.
+        run_up = kind == "kicking" and alone and rng.random() < 0.5
+        if run_up:
+            approach, count, height = rng.uniform(0.6, 1.3), 1, rng.uniform(0.12, 0.6)
+        elif kind == "punching" and alone and rng.random() < 0.6:
+            count = int(rng.integers(4, 11))
         if captured is not None and lib.moments[captured.name]:
             moments = lib.moments[captured.name]
             moment = moments[rng.integers(len(moments))]
@@ -522,7 +539,7 @@ def strikes(kind):
             src, subject = [captured.name], captured.subject
         else:
             # Half of the blows come from a stand some steps away: a quarrel, not a fight at arm's length.
-            lunge = rng.uniform(0.4, 2.0) if rng.random() < 0.5 else 0.0
+            lunge = rng.uniform(0.4, 2.0) if rng.random() < 0.5 and not run_up else 0.0
             step = rng.choice([0.0, rng.uniform(0.1, 0.4)]) if not lunge else 0.0
             lead = approach if not lunge else 0.0
             onset = rng.uniform(0.3, 1.1) if not lead else 0.25
@@ -531,7 +548,8 @@ def strikes(kind):
                 count = 1
             attacker, contacts, end = m.strike(rng, kind, LENGTH, onset, goal, count, step=step, lunge=lunge)
             if lead:
-                walk = m.gait(rng, lead, rng.uniform(1.0, 2.2)).solve()
+                speed = rng.uniform(1.8, 4.5) if run_up else rng.uniform(1.0, 2.2)
+                walk = m.gait(rng, lead, speed, run=run_up).solve()
                 joined = m.chain([walk, attacker], blend=0.2)
                 shift = len(walk) / m.RATE - 0.2
                 at = int((shift + 0.25) * m.RATE)
@@ -550,13 +568,20 @@ def strikes(kind):
             rival = m.place(rival, yaw=np.pi - m.facing(rival[at]) + rng.normal(0, 0.3))
             x, z = rival[at, m.PELVIS, 0], rival[at, m.PELVIS, 2]
             actors.append(m.place(rival, rng.normal(0, 0.1) - x, distance + rng.uniform(0.1, 0.5) - z))
+        elif not alone and kind != "pushing" and rng.random() < 0.2:  # they fight: both strike
+            goal = (rng.normal(0, 0.05), height, distance)
+            rival, _, _ = m.strike(rng, kind, LENGTH, rng.uniform(0.2, 1.4), goal, count)
+            actors.append(m.place(fit(rival), x=rng.normal(0, 0.1), z=distance + 0.12, yaw=np.pi + rng.normal(0, 0.25)))
         elif not alone:
             # Some blows only pretend: they stop short, and who should be hit hardly plays along.
             if rng.random() < 0.3:
                 distance += rng.uniform(0.05, 0.25)
             victim = fit(m.recoil(rng, LENGTH, contacts, kind, rng.uniform(0.25, 1.3)))
             actors.append(m.place(victim, x=rng.normal(0, 0.06), z=distance + 0.12, yaw=np.pi + rng.normal(0, 0.25)))
-        framing = "full" if alone else str(rng.choice(["crop", "tight", "full"], p=[0.5, 0.25, 0.25]))
+        if alone:
+            framing = upper(rng, 0.2 if kind == "punching" else 0.0)
+        else:
+            framing = str(rng.choice(["crop", "tight", "full"], p=[0.5, 0.25, 0.25]))
         return Script(label, actors, src, onset, min(end, LENGTH), framing=framing, main=len(actors), subject=subject)
 
     return script

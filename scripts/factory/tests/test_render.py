@@ -215,6 +215,39 @@ def test_boxers_face_each_other():
         assert np.cos(m.facing(other[at]) - np.arctan2(-apart[0], -apart[2])) > 0.5
 
 
+def speed(track, joint=m.PELVIS):
+    """Along the floor, in m/s: [F - 1]."""
+    return np.linalg.norm(np.diff(track[:, joint][:, [0, 2]], axis=0), axis=-1) * m.RATE
+
+
+def test_some_runners_come_to_a_stop(lib):
+    scripted = [scripts.running(np.random.default_rng(seed), lib, "held") for seed in range(80)]
+    stopped = [s for s in scripted if s.end < scripts.LENGTH]
+    assert 10 < len(stopped) < 50
+    for script in stopped:
+        at = int(script.end * m.RATE)
+        assert np.median(speed(script.actors[0])[: at - int(m.RATE / 4)]) > 1.4, "they ran"
+        # The last steps may be a walk, of a second at most.
+        assert speed(script.actors[0])[at + int(m.RATE) :].max(initial=0) < 0.3, "and stand"
+
+
+def test_some_run_up_to_what_they_kick(lib):
+    scripted = [scripts.SCRIPTS["kicking"](np.random.default_rng(seed), lib, "held") for seed in range(80)]
+    ran = [s for s in scripted if len(s.actors) == 1 and speed(s.actors[0])[: int(s.onset * m.RATE)].mean() > 1.7]
+    assert 5 < len(ran) < 30
+
+
+def test_in_some_fights_both_strike(lib):
+    both = 0
+    for seed in range(60):
+        actors = scripts.SCRIPTS["punching"](np.random.default_rng(seed), lib, "held").actors
+        hands = [a[:, [m.LWR, m.RWR]] - a[:, [m.CHEST]] for a in actors]
+        fast = [np.linalg.norm(np.diff(h, axis=0), axis=-1).max() * m.RATE > 3 for h in hands]
+        reached = [np.linalg.norm(h[..., [0, 2]], axis=-1).max() > 0.45 for h in hands]
+        both += len(actors) == 2 and all(fast) and all(reached)
+    assert 3 < both < 40, both
+
+
 def test_a_jump_leaves_the_floor_and_returns():
     track, end = m.hop(np.random.default_rng(2), 2.5, 0.5, 0.45)
     feet = track[:, [m.LAN, m.RAN, m.LTO, m.RTO], 1].min(1)

@@ -309,6 +309,21 @@ def test_training_shows_doubtful_flow(renders: Path) -> None:
     assert np.abs(a - b).max() > 0.01
 
 
+def test_pictures_are_softened_or_sharpened_and_move_no_more_for_it() -> None:
+    still = np.random.default_rng(1).integers(60, 190, (1, SIZE, SIZE, 3), dtype=np.uint8).repeat(8, 0)
+    edges = []
+    for seed in range(60):
+        plain, shown = (
+            Augmentation(grey=0, fade=0, sharpness=sharpness).colour(np.random.default_rng(seed), still)
+            for sharpness in (0.0, 1.0)
+        )
+        assert shown.shape == plain.shape and shown.dtype == np.float32
+        assert (np.ptp(shown[1:-1], axis=0) == 0).all(), "what stands still goes on to"
+        # Contrast is drawn after it, and differs.
+        edges.append(np.abs(np.diff(shown[1, ..., 0], axis=0)).mean() / shown[1, ..., 0].std())
+    assert min(edges) < 0.8 and max(edges) > 1.2, edges
+
+
 def test_new_shards_are_taken_in_while_training(renders: Path, tmp_path: Path) -> None:
     make_shard(tmp_path / "shard_00000", 3, 1)
     clips = Clips(tmp_path)
