@@ -110,21 +110,28 @@ class View:
     box: tuple[int, int, int, int]
     """left, top, width, height in pixels"""
     mirror: bool
+    inset: tuple[int, int, int, int] = (0, 0, SIZE, SIZE)
+    """where the crop lies in what is shown: left, top, width, height; black (or at rest) around it"""
 
     def fit(self, maps: np.ndarray) -> np.ndarray:
-        """[T, S, S, C], cropped, scaled back to S x S and mirrored."""
+        """[T, S, S, C], cropped, scaled to the inset and mirrored."""
         left, top, width, height = self.box
-        if (width, height) != (SIZE, SIZE):
+        x, y, across, down = self.inset
+        if (width, height) != (across, down):
             cut = maps[:, top : top + height, left : left + width]
-            maps = np.concatenate([enlarged(part) for part in np.split(cut, range(32, len(cut), 32))])
+            maps = np.concatenate([scaled(part, across, down) for part in np.split(cut, range(32, len(cut), 32))])
+        if (across, down) != (SIZE, SIZE):
+            maps = np.pad(maps, ((0, 0), (y, SIZE - y - down), (x, SIZE - x - across), (0, 0)))
         return maps[:, :, ::-1] if self.mirror else maps
 
     def coarse(self, maps: np.ndarray) -> np.ndarray:
         """f32 [T, S, S, C] as the means over a grid of the view: [T, G, G, C]."""
         left, top, width, height = self.box
+        x, y, across, down = self.inset
         frames, _, _, channels = maps.shape
-        rows = (cells(top, height) @ maps.reshape(frames, SIZE, SIZE * channels)).reshape(frames, GRID, SIZE, channels)
-        means = (rows.swapaxes(2, 3) @ cells(left, width).T).swapaxes(2, 3)
+        rows = cells(top, height, y, down) @ maps.reshape(frames, SIZE, SIZE * channels)
+        rows = rows.reshape(frames, GRID, SIZE, channels)
+        means = (rows.swapaxes(2, 3) @ cells(left, width, x, across).T).swapaxes(2, 3)
         return means[:, :, ::-1] if self.mirror else means
 
     def rgb(self, clips: Clips, index: int) -> np.ndarray:
@@ -144,8 +151,9 @@ class View:
     def flow_gain(self) -> np.ndarray:
         """What a stored dx and dy is multiplied by to be a share of the bound in this view."""
         _, _, width, height = self.box
+        _, _, across, down = self.inset
         side = -1 if self.mirror else 1
-        return np.array([side * SIZE / width, SIZE / height], np.float32) * np.float32(self.rate * FLOW_SCALE)
+        return np.array([side * across / width, down / height], np.float32) * np.float32(self.rate * FLOW_SCALE)
 
     def mask(self, clips: Clips, index: int) -> np.ndarray:
         """f32 [T/2, G, G]"""
@@ -155,20 +163,26 @@ class View:
         return self.coarse(full)[nearest, :, :, 0] / 255
 
 
-def cells(start: int, length: int) -> np.ndarray:
-    """f32 [G, S]: the weights that average `length` pixels from `start` into G cells of equal size."""
-    edges = start + np.arange(GRID + 1) * length / GRID
+def cells(start: int, length: int, inset: int = 0, across: int = SIZE) -> np.ndarray:
+    """f32 [G, S]: the weights that average `length` pixels from `start`, shown `across` pixels from `inset`, into the G
+    cells of equal size of what is shown."""
+    edges = start + (np.arange(GRID + 1) * SIZE / GRID - inset) * length / across
+    edges = np.clip(edges, start, start + length)
     pixels = np.arange(SIZE)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(overlap, 0) * GRID / length).astype(np.float32)
+    return (np.maximum(overlap, 0) * (GRID * across / SIZE / length)).astype(np.float32)
 
 
-def enlarged(maps: np.ndarray) -> np.ndarray:
-    """[T, H, W, C] scaled to [T, S, S, C]. OpenCV does all pictures at once, as up to 128 channels."""
-    frames, height, width, channels = maps.shape
-    flat = np.ascontiguousarray(maps.transpose(1, 2, 0, 3)).reshape(height, width, frames * channels)
-    flat = cv2.resize(flat, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-    return flat.reshape(SIZE, SIZE, frames, channels).transpose(2, 0, 1, 3)
+def scaled(maps: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[T, H, W, C] scaled to `height` rows of `width`."""
+    frames, rows, columns, channels = maps.shape
+    if width < columns or height < rows:
+        # By means, as the daemon scales.
+        return np.stack([cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in maps])
+    # OpenCV does all pictures at once, as up to 128 channels.
+    flat = np.ascontiguousarray(maps.transpose(1, 2, 0, 3)).reshape(rows, columns, frames * channels)
+    flat = cv2.resize(flat, (width, height), interpolation=cv2.INTER_LINEAR)
+    return flat.reshape(height, width, frames, channels).transpose(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -180,6 +194,10 @@ class Augmentation:
     crop: float = 0.6
     smallest: float = 0.8
     """side of the smallest crop, of the whole picture's"""
+    inset: float = 0.2
+    """chance that the picture is smaller than what is shown, on black: of another shape, or with people further off"""
+    least: float = 0.5
+    """side of the smallest such picture, of what is shown"""
     tempo: float = 0.5
     slowest: float = 0.75
     fastest: float = 1.35
@@ -220,7 +238,20 @@ class Augmentation:
             width = int(np.clip(round(SIZE * area * aspect), SIZE // 2, SIZE))
             height = int(np.clip(round(SIZE * area / aspect), SIZE // 2, SIZE))
             box = (int(rng.integers(0, SIZE - width + 1)), int(rng.integers(0, SIZE - height + 1)), width, height)
-        return View(pictures, rate, box, bool(rng.random() < 0.5))
+        mirror = bool(rng.random() < 0.5)
+        if rng.random() >= self.inset:
+            return View(pictures, rate, box, mirror)
+        across, down = rng.uniform(self.least, 1.0, 2)
+        r = rng.random()
+        if r < 0.5:
+            down = across
+        elif r < 0.75:
+            down = 1.0
+        else:
+            across = 1.0
+        across, down = round(SIZE * across), round(SIZE * down)
+        place = int(rng.integers(0, SIZE - across + 1)), int(rng.integers(0, SIZE - down + 1))
+        return View(pictures, rate, box, mirror, (*place, across, down))
 
     def colour(self, rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
         """u8 [T, S, S, 3] to f32 in [-1, 1] with one random gain and offset a channel for the whole clip."""

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: only the co
 
 from actiond_factory import __main__ as command
 from actiond_factory import export, model, train
-from actiond_factory.data import GRID, SIZE, Augmentation, Clips, View, cells, training_batch
+from actiond_factory.data import BOUND, GRID, SIZE, Augmentation, Clips, View, cells, training_batch
 from actiond_factory.errors import BadInput
 from actiond_factory.i3d import EPSILON, FULL_PRECISION, I3D, max_pool_same, same_padding, stem_convolution
 
@@ -250,6 +250,33 @@ def test_flow_turns_with_the_mirror_and_grows_with_the_crop(renders: Path) -> No
     half, plain = (flow[name][2, SIZE // 2, SIZE // 2, 0] for name in ("half", "plain"))
     assert half == pytest.approx(min(2 * plain, 1), abs=0.02)
     np.testing.assert_allclose(cells(SIZE // 4, SIZE // 2).sum(1), 1, atol=1e-6)
+
+
+def test_an_inset_is_the_picture_smaller_on_black(renders: Path) -> None:
+    clips = Clips(renders / "train")
+    clips.rescan()
+    whole = View(np.arange(4), 1.0, (0, 0, SIZE, SIZE), mirror=False)
+    for mirror in (False, True):
+        small = View(np.arange(4), 1.0, (0, 0, SIZE, SIZE), mirror, (SIZE // 3, SIZE // 2, SIZE // 2, SIZE // 4))
+        columns = slice(SIZE // 6, SIZE // 6 + SIZE // 2) if mirror else slice(SIZE // 3, SIZE // 3 + SIZE // 2)
+        rows = slice(SIZE // 2, SIZE * 3 // 4)
+        rgb, flow = small.rgb(clips, 0), small.flow(clips, 0)
+        assert rgb.shape == (4, SIZE, SIZE, 3) and rgb.dtype == np.uint8 and flow.dtype == np.float32
+        picture = whole.rgb(clips, 0).astype(np.float32).reshape(4, SIZE // 4, 4, SIZE // 2, 2, 3).mean((2, 4))
+        np.testing.assert_allclose(rgb[:, rows, columns], picture[:, :, :: -1 if mirror else 1], atol=0.5)
+        around = np.ones((SIZE, SIZE), bool)
+        around[rows, columns] = False
+        assert (rgb[:, around] == 0).all() and (flow[:, around] == 0).all()
+        # Half as wide and a quarter as high moves so much less.
+        motion = whole.flow(clips, 0).reshape(4, SIZE // 4, 4, SIZE // 2, 2, 2).mean((2, 4))
+        motion = motion[:, :, :: -1 if mirror else 1] * [-0.5 if mirror else 0.5, 0.25]
+        np.testing.assert_allclose(flow[:, rows, columns], motion, atol=1e-5)
+        cell = SIZE // GRID
+        means = flow.reshape(4, GRID, cell, GRID, cell, 2).mean((2, 4))[::2]
+        np.testing.assert_allclose(small.coarse_flow(clips, 0) / np.float32(BOUND), means, atol=1e-4)
+    seen = [Augmentation(inset=1.0).view(np.random.default_rng(seed), 32, 72, np.array([0, 72])) for seed in range(99)]
+    assert all(x + across <= SIZE and y + down <= SIZE for x, y, across, down in (v.inset for v in seen))
+    assert {v.inset[2] == v.inset[3] for v in seen} == {True, False}
 
 
 def test_frozen_presentations_are_nothing(renders: Path) -> None:
