@@ -117,9 +117,9 @@ class View:
         """[T, S, S, C], cropped, scaled to the inset and mirrored."""
         left, top, width, height = self.box
         x, y, across, down = self.inset
+        maps = maps[:, top : top + height, left : left + width]
         if (width, height) != (across, down):
-            cut = maps[:, top : top + height, left : left + width]
-            maps = np.concatenate([scaled(part, across, down) for part in np.split(cut, range(32, len(cut), 32))])
+            maps = np.concatenate([scaled(part, across, down) for part in np.split(maps, range(32, len(maps), 32))])
         if (across, down) != (SIZE, SIZE):
             maps = np.pad(maps, ((0, 0), (y, SIZE - y - down), (x, SIZE - x - across), (0, 0)))
         return maps[:, :, ::-1] if self.mirror else maps

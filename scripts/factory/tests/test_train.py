@@ -274,6 +274,12 @@ def test_an_inset_is_the_picture_smaller_on_black(renders: Path) -> None:
         cell = SIZE // GRID
         means = flow.reshape(4, GRID, cell, GRID, cell, 2).mean((2, 4))[::2]
         np.testing.assert_allclose(small.coarse_flow(clips, 0) / np.float32(BOUND), means, atol=1e-4)
+    # A crop that is shown as big as it is.
+    part, place = (9, 5, SIZE - 11, SIZE - 20), (3, 19, SIZE - 11, SIZE - 20)
+    kept = View(np.arange(4), 1.0, part, mirror=False, inset=place).rgb(clips, 0)
+    assert kept.shape == (4, SIZE, SIZE, 3)
+    shown = whole.rgb(clips, 0)[:, 5 : SIZE - 15, 9 : SIZE - 2]
+    assert (kept[:, 19 : SIZE - 1, 3 : SIZE - 8] == shown).all() and not kept[:, :19].any()
     seen = [Augmentation(inset=1.0).view(np.random.default_rng(seed), 32, 72, np.array([0, 72])) for seed in range(99)]
     assert all(x + across <= SIZE and y + down <= SIZE for x, y, across, down in (v.inset for v in seen))
     assert {v.inset[2] == v.inset[3] for v in seen} == {True, False}
