@@ -1148,6 +1148,51 @@ def strike(rng, kind, seconds, onset, goal, count=1, guard=None, step=0.0, lunge
     return p.solve(), contacts, min(float(t[-1]), now + 0.1)
 
 
+def box(rng, seconds):
+    """Somebody at the origin, facing +z, who boxes: in the guard, on the toes, to and fro, in bursts of one to five
+    blows, straight or swung, that go at nothing. Returns track and the times at which the blows are longest."""
+    p = stand(rng, seconds, rest="guard", unrest=rng.uniform(0.8, 2.0))
+    t = p.t
+    lead = int(rng.integers(2))
+    stance = rng.uniform(0.1, 0.25)
+    nimble = rng.uniform(0.0, 1.0)  # from somebody with both feet planted to a dancer in the ring
+    step = [wander(rng, t, size * nimble, 1.8) for size in (0.12, 0.2)]
+    beat = np.pi * rng.uniform(1.5, 3.2) * t + np.pi * rng.random()
+    for k in (0, 1):
+        p.foot[k][:, 2] += stance if k == lead else -stance
+        p.foot[k][:, 0] += step[0]
+        p.foot[k][:, 2] += step[1]
+        p.foot[k][:, 1] += 0.04 * nimble * np.maximum(np.sin(beat + 0.6 * k), 0)
+    p.pelvis[:, 0] += step[0]
+    p.pelvis[:, 2] += step[1]
+    p.pelvis[:, 1] += 0.05 * nimble * np.abs(np.sin(beat)) - rng.uniform(0.03, 0.12)
+    p.yaw += (1 if lead else -1) * rng.uniform(0.0, 0.6)  # side on
+    p.roll += wander(rng, t, 0.1 * nimble, 0.9)  # the head off the line
+    p.bend += rng.uniform(0.0, 0.3) + wander(rng, t, 0.08 * nimble, 0.8)
+    pace = float(np.exp(rng.uniform(np.log(0.8), np.log(1.7))))
+    now, side, hits = rng.uniform(0.0, 0.5), lead, []
+    while now < seconds - 0.2:
+        for _ in range(int(rng.integers(1, 6))):
+            s = 1 if side == 0 else -1
+            wind, go, back = (pace * rng.uniform(*span) for span in ((0.03, 0.08), (0.09, 0.15), (0.12, 0.25)))
+            hit = now + wind + go
+            aim = np.array([-0.15 * s + rng.normal(0, 0.08), rng.uniform(-0.25, 0.2), 0.96])
+            w = keys(t, [(now + wind, 0), (hit, 1), (hit + 0.03, 1), (hit + 0.03 + back, 0)])
+            swung = np.zeros(3)
+            if rng.random() < 0.35:  # a hook, or an uppercut
+                aim[2] = 0.7
+                swung = np.array([[0.7 * s, 0.0, 0.0], [0.1 * s, -0.6, 0.0]][rng.integers(2)])
+            point = aim + np.sin(np.pi * w)[:, None] * swung
+            p.hand[side] = p.hand[side] * (1 - w[:, None]) + point * w[:, None]
+            p.twist += s * keys(t, [(now, 0), (now + wind, 0.15), (hit, -rng.uniform(0.3, 0.7)), (hit + back, 0)])
+            p.pitch += keys(t, [(now, 0), (hit, rng.uniform(0.0, 0.15)), (hit + back, 0)])
+            hits.append(hit)
+            now = hit + back * rng.uniform(0.3, 0.9)
+            side = 1 - side if rng.random() < 0.75 else side
+        now += rng.uniform(0.1, 0.9)
+    return p.solve(), [h for h in hits if h < t[-1]]
+
+
 def recoil(rng, seconds, contacts, kind, force=1.0):
     """The struck person at the origin facing +z (towards the attacker): thrown back, steps, settles."""
     p = stand(rng, seconds, unrest=rng.uniform(0.5, 1.6))

@@ -492,6 +492,8 @@ def strikes(kind):
 
     def script(rng, lib, split):
         label = kind
+        if kind == "punching" and rng.random() < 0.3:
+            return bout(rng)
         r = rng.random()
         alone = r < {"punching": 0.34, "kicking": 0.32, "pushing": 0.0}[kind]
         captured = None
@@ -585,6 +587,19 @@ def strikes(kind):
         return Script(label, actors, src, onset, min(end, LENGTH), framing=framing, main=len(actors), subject=subject)
 
     return script
+
+
+def bout(rng):
+    """One boxes the air or something unseen, or two box each other."""
+    one, hits = m.box(rng, LENGTH + 0.1)
+    actors = [fit(one)]
+    if rng.random() < 0.35:
+        other, _ = m.box(rng, LENGTH + 0.1)
+        actors.append(m.place(fit(other), rng.normal(0, 0.1), rng.uniform(0.7, 1.3), np.pi + rng.normal(0, 0.2)))
+        framing = str(rng.choice(["crop", "tight", "full"], p=[0.4, 0.2, 0.4]))
+    else:
+        framing = upper(rng, 0.25)
+    return Script("punching", actors, ["box"], max(0.0, hits[0] - 0.2), LENGTH, framing=framing, main=len(actors))
 
 
 def dancing(rng, lib, split):

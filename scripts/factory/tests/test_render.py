@@ -248,6 +248,27 @@ def test_in_some_fights_both_strike(lib):
     assert 3 < both < 40, both
 
 
+def test_boxers_strike_again_and_again_and_keep_their_feet():
+    counts = []
+    for seed in range(30):
+        track, hits = m.box(np.random.default_rng(seed), 3.2)
+        counts.append(len(hits))
+        reach = np.linalg.norm(track[:, [m.LWR, m.RWR]] - track[:, [m.LSH, m.RSH]], axis=-1).max(1)
+        long = [reach[int(h * m.RATE) - 6 : int(h * m.RATE) + 7].max() for h in hits]
+        assert np.median(long) > 0.4, "arms go out"
+        assert reach.min() < 0.36, "and come back"
+        feet = track[:, [m.LAN, m.RAN]]
+        assert feet[..., 1].max() < 0.2 and np.ptp(feet[..., [0, 2]], axis=0).max() < 1.5
+        assert speed(track).max() < 3.0, "no jumps"
+    assert min(counts) >= 2 and max(counts) >= 6
+    pairs = [s for s in (scripts.bout(np.random.default_rng(seed)) for seed in range(40)) if len(s.actors) == 2]
+    assert 5 < len(pairs) < 30
+    for script in pairs:
+        apart = script.actors[1][0, m.PELVIS] - script.actors[0][0, m.PELVIS]
+        assert 0.4 < np.linalg.norm(apart[[0, 2]]) < 1.8
+        assert np.cos(m.facing(script.actors[0][0]) - m.facing(script.actors[1][0])) < 0.3, "towards each other"
+
+
 def test_a_jump_leaves_the_floor_and_returns():
     track, end = m.hop(np.random.default_rng(2), 2.5, 0.5, 0.45)
     feet = track[:, [m.LAN, m.RAN, m.LTO, m.RTO], 1].min(1)
