@@ -178,6 +178,9 @@ impl Camera {
             Ok(Err(why)) => Err(Error::unavailable(format!("{name} can't be started ({why})"))),
             Err(_) => {
                 mailbox.lock().closing = true;
+                if stop.is_set() {
+                    return Err(Error::end_of_stream());
+                }
                 Err(Error::unavailable(format!("{name} did not start within {} s", options.stall.as_secs_f64())))
             }
         }
