@@ -354,7 +354,6 @@ impl Stream {
             if self.stop.is_set() {
                 return Err(Error::end_of_stream());
             }
-            until = until.min(now + STOP_LOOK);
             if self.origin == Origin::File && !state.linked {
                 // Now and then decodebin loses the error of a demuxer that fails while it is being plugged in. Then
                 // nothing is said, and nobody works any more.
@@ -368,6 +367,8 @@ impl Stream {
                 if state.sample.is_some() || state.failure.is_some() || state.ended {
                     continue;
                 }
+            } else {
+                until = until.min(now + STOP_LOOK);
             }
             state = self.mailbox.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -495,7 +495,7 @@ def strikes(kind):
         if kind == "punching" and rng.random() < 0.3:
             return bout(rng)
         r = rng.random()
-        alone = r < {"punching": 0.34, "kicking": 0.32, "pushing": 0.0}[kind]
+        alone = r < {"punching": 0.26, "kicking": 0.32, "pushing": 0.0}[kind]
         captured = None
         if kind == "punching" and rng.random() < 0.4:
             captured = (
@@ -517,12 +517,10 @@ def strikes(kind):
             "pushing": rng.uniform(1.15, 1.4),
         }[kind]
         approach = 0.0 if rng.random() < 0.4 else rng.uniform(0.4, 1.1)
-        # At a ball one runs up. Who boxes the air goes on.
+        # At a ball one runs up.
         run_up = kind == "kicking" and alone and rng.random() < 0.5
         if run_up:
             approach, count, height = rng.uniform(0.6, 1.3), 1, rng.uniform(0.12, 0.6)
-        elif kind == "punching" and alone and rng.random() < 0.6:
-            count = int(rng.integers(4, 11))
         if captured is not None and lib.moments[captured.name]:
             moments = lib.moments[captured.name]
             moment = moments[rng.integers(len(moments))]
